@@ -1,0 +1,69 @@
+//! eventfd and poll: what an interrupt looks like from user space.
+#![expect(unsafe_code, reason = "system calls")]
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::time::Duration;
+
+/// A new eventfd with count zero: non-blocking, closed on exec.
+pub fn eventfd() -> io::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is checked.
+    let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: `fd` was just created and belongs to nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Reads and clears the count of a non-blocking eventfd; zero when nothing was signalled.
+pub fn eventfd_take(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut count = 0u64;
+    // SAFETY: the buffer is eight bytes, owned here.
+    let n = unsafe { libc::read(fd.as_raw_fd(), (&raw mut count).cast(), 8) };
+    if n == 8 {
+        return Ok(count);
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock { Ok(0) } else { Err(error) }
+}
+
+/// Adds `n` to the count of an eventfd, which wakes whoever waits for it. A count at its maximum stays there: the
+/// waiter is already due.
+pub fn eventfd_add(fd: BorrowedFd<'_>, n: u64) -> io::Result<()> {
+    // SAFETY: the buffer is eight bytes, owned here.
+    let written = unsafe { libc::write(fd.as_raw_fd(), (&raw const n).cast(), 8) };
+    if written == 8 {
+        return Ok(());
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error) }
+}
+
+/// Blocks until `fd` is readable or `timeout` has passed (nanosecond resolution); returns whether it is readable.
+/// A signal ends the wait early, as if the time had passed.
+pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
+    let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+    poll(&mut fds, timeout).map(|ready| ready > 0)
+}
+
+/// Blocks until one of `fds` is readable or `timeout` has passed; returns how many are. As [`wait_readable`].
+pub fn wait_any_readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<usize> {
+    let mut fds: Vec<_> =
+        fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
+    poll(&mut fds, timeout)
+}
+
+fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<usize> {
+    let timeout = libc::timespec {
+        tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos().into(),
+    };
+    // SAFETY: `fds` and `timeout` live through the call and the length is theirs; no signal mask is given.
+    let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, &raw const timeout, std::ptr::null()) };
+    if n >= 0 {
+        return Ok(n as usize);
+    }
+    let error = io::Error::last_os_error();
+    if error.kind() == io::ErrorKind::Interrupted { Ok(0) } else { Err(error) }
+}
