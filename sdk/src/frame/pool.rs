@@ -1,0 +1,306 @@
+//! A pool: the buffers that frames are made of.
+#![expect(unsafe_code, reason = "makes frames out of free buffers")]
+
+use std::ptr::NonNull;
+
+use super::header::{Home, MAX_POOLS};
+use super::{Burst, Frame, STRIDE};
+use crate::dma::{DmaError, Domain, Iova};
+use crate::mem::MemRequest;
+
+/// How a pool shall be.
+#[derive(Debug, Clone)]
+pub struct PoolConfig {
+    /// Frames in it. Enough for every ring that it fills, and for those in the program's hands: four times the rings'
+    /// descriptors is comfortable.
+    pub frames: usize,
+    /// NUMA node whose memory is wanted: that of the worker and its devices.
+    pub node: Option<usize>,
+    /// Refuse to run on ordinary pages when hugepages are short.
+    pub require_hugepages: bool,
+}
+
+impl Default for PoolConfig {
+    /// 8,192 frames (18 MiB) on any node, on ordinary pages if need be.
+    fn default() -> Self {
+        Self { frames: 8192, node: None, require_hugepages: false }
+    }
+}
+
+/// A pool could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum PoolError {
+    /// Memory or its mapping was refused.
+    #[error("a pool of {frames} frames: {source}")]
+    Dma {
+        /// Frames wanted.
+        frames: usize,
+        /// Why.
+        source: DmaError,
+    },
+    /// A size out of range.
+    #[error("a pool of {frames} frames is out of range: 1 to 16,777,216 are possible")]
+    Size {
+        /// Frames wanted.
+        frames: usize,
+    },
+    /// Too many pools.
+    #[error("this process has {MAX_POOLS} pools already; give each worker one")]
+    TooMany,
+}
+
+/// The buffers that one worker's frames are made of.
+///
+/// Owned by one worker at a time (`Send`, not `Sync`): taking and giving are plain memory accesses, last in, first out,
+/// so that the buffer taken next is the one most likely still in the cache.
+///
+/// # Invariant
+///
+/// `free` holds buffers of `home` that belong to nobody else; its capacity is the pool's size, so it never grows.
+#[derive(Debug)]
+pub struct Pool {
+    free: Vec<NonNull<u8>>,
+    id: u16,
+    distance: u64,
+    frames: usize,
+}
+
+// SAFETY: the free buffers belong to the pool, not to a thread.
+unsafe impl Send for Pool {}
+
+impl Pool {
+    /// A pool in the program's [global](Domain::global) domain.
+    ///
+    /// # Errors
+    ///
+    /// When there is no memory for it, or a device's IOMMU refuses it.
+    pub fn new(config: &PoolConfig) -> Result<Self, PoolError> {
+        Self::new_in(Domain::global(), config)
+    }
+
+    /// A pool in `domain`.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn new_in(domain: &Domain, config: &PoolConfig) -> Result<Self, PoolError> {
+        let frames = config.frames;
+        if frames == 0 || frames > 1 << 24 {
+            return Err(PoolError::Size { frames });
+        }
+        let request = MemRequest::new(frames * STRIDE).node(config.node).fallback(!config.require_hugepages);
+        let region = domain.alloc(&request).map_err(|source| PoolError::Dma { frames, source })?;
+        let distance = region.distance();
+        let home = Home::create(region, frames).ok_or(PoolError::TooMany)?;
+        // SAFETY: just created, and alive at least as long as this pool.
+        let home = unsafe { home.as_ref() };
+        // The lowest address comes off the stack first.
+        let free = (0..frames).rev().map(|index| home.buffer(index)).collect();
+        Ok(Self { free, id: home.id(), distance, frames })
+    }
+
+    /// Frames it has in all.
+    pub fn capacity(&self) -> usize {
+        self.frames
+    }
+
+    /// Frames that are home now, after fetching those that were dropped elsewhere.
+    pub fn available(&mut self) -> usize {
+        self.collect();
+        self.free.len()
+    }
+
+    /// Takes an empty frame; `None` when all are out.
+    #[inline]
+    pub fn take(&mut self) -> Option<Frame> {
+        if self.free.is_empty() {
+            self.collect();
+        }
+        let buffer = self.free.pop()?;
+        // SAFETY: a free buffer of this pool, which now belongs to the frame (type invariant).
+        Some(unsafe { Frame::empty(buffer, self.id) })
+    }
+
+    /// Fills `burst` with empty frames as far as there are any; returns how many it added.
+    #[inline]
+    pub fn take_burst<const N: usize>(&mut self, burst: &mut Burst<N>) -> usize {
+        let want = burst.remaining_capacity();
+        if self.free.len() < want {
+            self.collect();
+        }
+        let n = want.min(self.free.len());
+        let id = self.id;
+        // SAFETY: free buffers of this pool, each of which now belongs to its frame (type invariant).
+        burst.extend(self.free.drain(self.free.len() - n..).map(|buffer| unsafe { Frame::empty(buffer, id) }));
+        n
+    }
+
+    /// Gives a frame back. One of another pool goes home to that one.
+    #[inline]
+    pub fn give(&mut self, frame: Frame) {
+        if frame.pool() == self.id && !frame.is_chained() {
+            self.free.push(frame.into_buffer());
+        } else {
+            self.give_slowly(frame);
+        }
+    }
+
+    /// Gives back all frames of `burst`, which is empty afterwards.
+    #[inline]
+    pub fn give_burst<const N: usize>(&mut self, burst: &mut Burst<N>) {
+        for frame in burst.drain(..) {
+            self.give(frame);
+        }
+    }
+
+    /// Where a device finds the data of `frame`'s first segment. Any pool's frame will do.
+    #[inline]
+    pub fn iova(&self, frame: &Frame) -> Iova {
+        let distance = if frame.pool() == self.id { self.distance } else { foreign_distance(frame) };
+        Iova::of_buffer(frame.data_ptr().as_ptr() as usize, distance)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn give_slowly(&mut self, mut frame: Frame) {
+        while let Some(rest) = frame.unchain() {
+            if frame.pool() == self.id {
+                self.free.push(frame.into_buffer());
+            }
+            frame = rest;
+        }
+        if frame.pool() == self.id {
+            self.free.push(frame.into_buffer());
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn collect(&mut self) {
+        // SAFETY: the home lives while this pool does.
+        let home = unsafe { Home::of(self.id).as_ref() };
+        home.collect(&mut self.free);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn foreign_distance(frame: &Frame) -> u64 {
+    frame.home().region.distance()
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        // SAFETY: the owner, once, and the last use.
+        unsafe { Home::abandon(Home::of(self.id), self.frames - self.free.len()) };
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::{DATA_ROOM, HEADROOM, L4Checksum};
+    use super::*;
+
+    fn pool(frames: usize) -> Pool {
+        Pool::new_in(&Domain::new(), &PoolConfig { frames, ..PoolConfig::default() }).expect("memory for a small pool")
+    }
+
+    #[test]
+    fn a_frame_is_sixteen_bytes_even_when_it_may_be_missing() {
+        assert_eq!(size_of::<Option<Frame>>(), 16);
+    }
+
+    #[test]
+    fn every_frame_has_a_buffer_of_its_own() {
+        let mut pool = pool(8);
+        let mut frames: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
+        assert_eq!(frames.len(), 8);
+        for (i, frame) in frames.iter_mut().enumerate() {
+            frame.copy_from(&[i as u8; DATA_ROOM]);
+        }
+        assert!(frames.iter().enumerate().all(|(i, f)| f.data().iter().all(|b| *b == i as u8)));
+        drop(frames);
+        assert_eq!(pool.available(), 8);
+    }
+
+    #[test]
+    fn frames_come_home_from_other_threads_and_from_chains() {
+        let mut pool = pool(16);
+        let mut head = pool.take().unwrap();
+        for _ in 0..4 {
+            head.chain(pool.take().unwrap());
+        }
+        assert_eq!(head.segments().count(), 5);
+        let other = pool.take().unwrap();
+        std::thread::spawn(move || drop((head, other))).join().unwrap();
+        assert_eq!(pool.available(), 16);
+
+        let mut head = pool.take().unwrap();
+        head.chain(pool.take().unwrap());
+        pool.give(head);
+        assert_eq!(pool.free.len(), 16);
+    }
+
+    #[test]
+    fn a_frame_outlives_its_pool() {
+        let mut pool = pool(2);
+        let (mut a, b) = (pool.take().unwrap(), pool.take().unwrap());
+        drop(pool);
+        a.copy_from(b"still here");
+        drop(b);
+        assert_eq!(a.data(), b"still here");
+    }
+
+    #[test]
+    fn a_frame_of_another_pool_goes_home_to_that_one() {
+        let (mut a, mut b) = (pool(4), pool(4));
+        a.give(b.take().unwrap());
+        assert_eq!((a.available(), b.available()), (4, 4));
+        let frame = b.take().unwrap();
+        assert_eq!(a.iova(&frame), b.iova(&frame));
+    }
+
+    #[test]
+    fn bursts_move_both_ways() {
+        let mut pool = pool(40);
+        let mut burst = Burst::<32>::new();
+        assert_eq!(pool.take_burst(&mut burst), 32);
+        let mut rest = Burst::<32>::new();
+        assert_eq!(pool.take_burst(&mut rest), 8);
+        pool.give_burst(&mut burst);
+        pool.give_burst(&mut rest);
+        assert_eq!(pool.available(), 40);
+    }
+
+    #[test]
+    fn headroom_is_for_headers_and_is_bounded() {
+        let mut pool = pool(1);
+        let mut frame = pool.take().unwrap();
+        frame.copy_from(b"payload");
+        frame.prepend(4).unwrap().copy_from_slice(b"head");
+        assert_eq!(frame.data(), b"headpayload");
+        assert!(frame.prepend(HEADROOM).is_none());
+        assert!(frame.trim_front(4) && !frame.trim_front(100));
+        assert_eq!(frame.data(), b"payload");
+    }
+
+    #[test]
+    fn extras_are_there_only_when_set() {
+        let mut pool = pool(1);
+        let mut frame = pool.take().unwrap();
+        assert_eq!((frame.vlan(), frame.rss_hash(), frame.requested_checksums()), (None, None, None));
+        frame.set_vlan(Some(0x2001));
+        frame.set_rss_hash(7);
+        frame.request_checksums(14, 20, true, L4Checksum::Tcp);
+        assert_eq!((frame.vlan(), frame.rss_hash()), (Some(0x2001), Some(7)));
+        assert_eq!(frame.requested_checksums(), Some((14, 20, true, L4Checksum::Tcp)));
+        pool.give(frame);
+        assert!(!pool.take().unwrap().needs_care());
+    }
+
+    #[test]
+    fn a_pool_out_of_range_is_refused() {
+        let config = PoolConfig { frames: 0, ..PoolConfig::default() };
+        assert!(matches!(Pool::new_in(&Domain::new(), &config), Err(PoolError::Size { frames: 0 })));
+    }
+}

@@ -1,0 +1,157 @@
+//! How buffers come home from other threads, and who frees the memory when their pool is gone.
+//!
+//! A stack of buffer numbers that any thread pushes to and only the pool's owner empties, all at once; so no number can
+//! come back under a pusher's feet (no ABA). When the owner goes first, it leaves a mark in the head: from then on
+//! each return counts down, and whoever returns the last buffer frees the memory.
+
+#[cfg(loom)]
+use loom::sync::atomic::{AtomicU32, Ordering};
+#[cfg(not(loom))]
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// The end of the list.
+pub(super) const NONE: u32 = u32::MAX;
+/// The pool is gone.
+const ABANDONED: u32 = u32::MAX - 1;
+
+/// What became of a return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub(super) enum Fate {
+    /// Others still hold the memory.
+    Kept,
+    /// That was the last buffer of an abandoned pool: the caller frees the memory.
+    Last,
+}
+
+/// The list's head. The links live with the buffers' headers and are passed in.
+#[derive(Debug)]
+pub(super) struct Returns {
+    head: AtomicU32,
+    /// Buffers still out; counts only once the pool is gone.
+    missing: AtomicU32,
+}
+
+impl Returns {
+    pub(super) fn new() -> Self {
+        Self { head: AtomicU32::new(NONE), missing: AtomicU32::new(0) }
+    }
+
+    /// Returns buffer `index`, whose link is `link`.
+    pub(super) fn push(&self, index: u32, link: &AtomicU32) -> Fate {
+        // Acquire pairs with the AcqRel swap of `abandon`: who sees the mark sees `missing`.
+        let mut head = self.head.load(Ordering::Acquire);
+        loop {
+            if head == ABANDONED {
+                return self.settle(1);
+            }
+            link.store(head, Ordering::Relaxed);
+            // Release pairs with the swaps below: who takes the list sees its links, and what was done to the buffers.
+            match self.head.compare_exchange_weak(head, index, Ordering::Release, Ordering::Acquire) {
+                Ok(_) => return Fate::Kept,
+                Err(now) => head = now,
+            }
+        }
+    }
+
+    /// Takes the whole list and returns its first buffer, [`NONE`] when it is empty. Only the pool's owner may call it.
+    pub(super) fn take_all(&self) -> u32 {
+        if self.head.load(Ordering::Relaxed) == NONE {
+            return NONE;
+        }
+        self.head.swap(NONE, Ordering::Acquire)
+    }
+
+    /// Marks the pool as gone, with `missing` of its buffers not home, and returns the list so far, which must then be
+    /// [settled](Self::settle). Only the pool's owner may call it, once.
+    pub(super) fn abandon(&self, missing: u32) -> u32 {
+        self.missing.store(missing, Ordering::Relaxed);
+        // Release publishes `missing`; Acquire makes the links of the list visible.
+        self.head.swap(ABANDONED, Ordering::AcqRel)
+    }
+
+    /// Counts `returned` buffers of an abandoned pool as home.
+    pub(super) fn settle(&self, returned: u32) -> Fate {
+        // AcqRel: the last one sees everything that the others did to the memory that it is about to free.
+        let before = self.missing.fetch_sub(returned, Ordering::AcqRel);
+        if before == returned { Fate::Last } else { Fate::Kept }
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use super::*;
+    use loom::sync::Arc;
+    use loom::sync::atomic::AtomicUsize;
+    use loom::thread;
+
+    struct Home {
+        returns: Returns,
+        links: [AtomicU32; 2],
+        freed: AtomicUsize,
+    }
+
+    impl Home {
+        fn new() -> Arc<Self> {
+            Arc::new(Self {
+                returns: Returns::new(),
+                links: [AtomicU32::new(NONE), AtomicU32::new(NONE)],
+                freed: AtomicUsize::new(0),
+            })
+        }
+
+        fn give_back(&self, index: u32) {
+            if self.returns.push(index, &self.links[index as usize]) == Fate::Last {
+                self.freed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+
+        fn walk(&self, mut at: u32) -> u32 {
+            let mut n = 0;
+            while at != NONE {
+                n += 1;
+                at = self.links[at as usize].load(Ordering::Relaxed);
+            }
+            n
+        }
+    }
+
+    #[test]
+    fn the_owner_gets_every_return_once() {
+        loom::model(|| {
+            let home = Home::new();
+            let others: Vec<_> = (0..2)
+                .map(|i| {
+                    let home = home.clone();
+                    thread::spawn(move || home.give_back(i))
+                })
+                .collect();
+            let mut got = home.walk(home.returns.take_all());
+            for other in others {
+                other.join().unwrap();
+            }
+            got += home.walk(home.returns.take_all());
+            assert_eq!(got, 2);
+        });
+    }
+
+    #[test]
+    fn memory_is_freed_once_by_whoever_is_last() {
+        loom::model(|| {
+            let home = Home::new();
+            let others: Vec<_> = (0..2)
+                .map(|i| {
+                    let home = home.clone();
+                    thread::spawn(move || home.give_back(i))
+                })
+                .collect();
+            if home.returns.settle(home.walk(home.returns.abandon(2))) == Fate::Last {
+                home.freed.fetch_add(1, Ordering::Relaxed);
+            }
+            for other in others {
+                other.join().unwrap();
+            }
+            assert_eq!(home.freed.load(Ordering::Relaxed), 1);
+        });
+    }
+}

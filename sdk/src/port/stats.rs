@@ -1,0 +1,111 @@
+//! Counters of queues and ports.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hdrhistogram::Histogram;
+
+/// A counter with one writer and any number of readers.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`. Only the counter's one writer may call it: a second one would lose counts.
+    #[inline(always)]
+    pub fn add(&self, n: u64) {
+        // A load and a store, not a locked instruction: nobody else writes.
+        self.0.store(self.0.load(Ordering::Relaxed).wrapping_add(n), Ordering::Relaxed);
+    }
+
+    /// The count.
+    #[inline]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// What a receive queue counts. In cache lines of its own, so that readers do not disturb the worker.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct RxCounters {
+    /// Frames handed to the application.
+    pub frames: Counter,
+    /// Their bytes.
+    pub bytes: Counter,
+    /// Frames that the device marked as broken, dropped by the driver.
+    pub errors: Counter,
+    /// Descriptors that said something impossible (a length beyond the buffer, a chain without end), dropped.
+    pub lies: Counter,
+    /// Times that the ring could not be refilled because the pool was dry.
+    pub no_buf: Counter,
+}
+
+/// What a transmit queue counts. In cache lines of its own, so that readers do not disturb the worker.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct TxCounters {
+    /// Frames handed to the device.
+    pub frames: Counter,
+    /// Their bytes.
+    pub bytes: Counter,
+    /// Frames that the device cannot send (empty, too long, too many segments), dropped by the driver.
+    pub refused: Counter,
+    /// Times that the ring was full.
+    pub full: Counter,
+}
+
+/// What one queue pair has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct QueueStats {
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Bytes received.
+    pub rx_bytes: u64,
+    /// Received frames that were broken.
+    pub rx_errors: u64,
+    /// Receive descriptors that said something impossible.
+    pub rx_lies: u64,
+    /// Times that the receive ring could not be refilled.
+    pub rx_no_buf: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+    /// Bytes sent.
+    pub tx_bytes: u64,
+    /// Frames that could not be sent.
+    pub tx_refused: u64,
+    /// Times that the transmit ring was full.
+    pub tx_full: u64,
+}
+
+/// What a port has done since it was opened.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Frames that the device received from the wire and gave to its queues.
+    pub rx_frames: u64,
+    /// Their bytes, without the frame check sequence.
+    pub rx_bytes: u64,
+    /// Frames that the device had no room for: its queues were not emptied or refilled in time.
+    pub rx_missed: u64,
+    /// Frames that came broken (checksum of the frame, length).
+    pub rx_errors: u64,
+    /// Frames that the device put on the wire.
+    pub tx_frames: u64,
+    /// Their bytes, without the frame check sequence.
+    pub tx_bytes: u64,
+    /// Each queue, by id.
+    pub queues: Vec<QueueStats>,
+}
+
+/// What a built-in traffic generator has sent, and what its sink has seen come in.
+#[derive(Debug, Clone)]
+pub struct GeneratorReport {
+    /// Frames put on the wire towards the port.
+    pub sent: u64,
+    /// Frames of some generator that the port sent back out, as seen by the sink.
+    pub received: u64,
+    /// Frames that the sink could not make sense of: changed on their way, or not a generator's.
+    pub corrupt: u64,
+    /// Frames that the sink saw a second time.
+    pub duplicates: u64,
+    /// Time from a frame's start on its first wire to its arrival at this sink, in nanoseconds.
+    pub latency_ns: Histogram<u64>,
+}
