@@ -1,89 +1,27 @@
-//! Memory for rings and buffers.
+//! Memory for buffers and rings: huge pages, on one NUMA node, present before first use.
+//!
+//! ```text
+//! MemRequest ──▶ map ──▶ bind to node ──▶ prefault ──▶ lock ──▶ Memory
+//!                 └───────────┴── not enough huge pages ──▶ ordinary pages, with a warning, or MemError
+//! ```
+//!
+//! [`Memory`] owns what it hands out as a raw pointer, never as a reference: a device may be writing it. It knows
+//! nothing of addresses that devices see; that is [`crate::dma`].
+//!
+//! Memory private to the process comes from hugepage-rs in the kernel's default huge page size, and from `mmap` in
+//! other sizes; memory for another process comes from `memfd_create`. All of it is zeroed.
+//!
+//! It refuses to find out late. A huge page that is missing, on the wanted node or under a cgroup's limit, is an error
+//! of [`Memory::alloc`] and not a SIGBUS on the data path (from Linux 5.14; an older kernel cannot tell in advance).
 
-use std::io;
-use std::ptr::NonNull;
+mod error;
+mod hugepages;
+mod memory;
+mod page;
+mod request;
 
-use crate::sys::mem::Mapping;
-
-/// What memory is wanted.
-#[derive(Debug, Clone)]
-pub struct MemRequest {
-    /// Bytes.
-    pub len: usize,
-}
-
-impl MemRequest {
-    /// A request for `len` bytes.
-    pub fn new(len: usize) -> Self {
-        Self { len }
-    }
-}
-
-/// Memory could not be had.
-#[derive(Debug, thiserror::Error)]
-#[error("mmap of {len} bytes failed: {source}")]
-pub struct MemError {
-    len: usize,
-    source: io::Error,
-}
-
-/// Zeroed memory.
-#[derive(Debug)]
-pub struct Memory {
-    mapping: Mapping,
-}
-
-impl Memory {
-    /// Allocates it.
-    ///
-    /// # Errors
-    ///
-    /// When there is none.
-    pub fn alloc(request: &MemRequest) -> Result<Self, MemError> {
-        let len = request.len.next_multiple_of(4096);
-        Ok(Self { mapping: Mapping::anonymous(len).map_err(|source| MemError { len, source })? })
-    }
-
-    /// Where it starts.
-    pub fn as_ptr(&self) -> NonNull<u8> {
-        self.mapping.as_ptr()
-    }
-
-    /// Bytes.
-    pub fn len(&self) -> usize {
-        self.mapping.len()
-    }
-
-    /// Never.
-    pub fn is_empty(&self) -> bool {
-        false
-    }
-}
-
-/// Page size.
-#[derive(Debug, Clone, Copy)]
-pub struct PageSize;
-impl PageSize {
-    /// Bytes.
-    pub fn bytes(self) -> usize {
-        4096
-    }
-}
-impl MemRequest {
-    /// Near a node.
-    pub fn node(self, _: Option<usize>) -> Self {
-        self
-    }
-}
-impl Memory {
-    /// Page size.
-    pub fn page_size(&self) -> PageSize {
-        PageSize
-    }
-}
-impl MemRequest {
-    /// Fall back.
-    pub fn fallback(self, _: bool) -> Self {
-        self
-    }
-}
+pub use error::{MemError, Shortage};
+pub use hugepages::{HugepageCount, all_hugepages, default_hugepage, hugepages};
+pub use memory::Memory;
+pub use page::{PageSize, ParsePageSizeError};
+pub use request::{MemRequest, Sharing};

@@ -204,20 +204,26 @@ pub struct Memfd {
 impl Memfd {
     /// `len` zeroed bytes; in huge pages if `huge_page_bytes` says of which size, a power of two that divides `len`.
     /// No page is taken or promised before the memory is mapped. `name` shows in `/proc/PID/maps`.
-    pub fn new(name: &CStr, len: usize, huge_page_bytes: Option<usize>) -> io::Result<Self> {
-        let size = libc::off_t::try_from(len).map_err(|_| io::ErrorKind::InvalidInput)?;
+    ///
+    /// # Errors
+    ///
+    /// The call that failed, and why.
+    pub fn new(name: &CStr, len: usize, huge_page_bytes: Option<usize>) -> Result<Self, (&'static str, io::Error)> {
+        let in_call = |call| move |source| (call, source);
+        let size = libc::off_t::try_from(len).map_err(|_| ("ftruncate", io::ErrorKind::FileTooLarge.into()))?;
         let huge = huge_page_bytes
             .map_or(0, |bytes| libc::MFD_HUGETLB | bytes.trailing_zeros() << libc::MAP_HUGE_SHIFT as u32);
         // SAFETY: `name` is a C string that lives through the call.
         let fd = unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING | huge) };
-        checked(fd.into())?;
+        checked(fd.into()).map_err(in_call("memfd_create"))?;
         // SAFETY: `fd` was just created and belongs to nobody else.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
         // SAFETY: no pointers; the result is checked.
-        checked(unsafe { libc::ftruncate(fd.as_raw_fd(), size) }.into())?;
+        checked(unsafe { libc::ftruncate(fd.as_raw_fd(), size) }.into()).map_err(in_call("ftruncate"))?;
         let seals = libc::F_SEAL_SHRINK | libc::F_SEAL_GROW | libc::F_SEAL_SEAL;
         // SAFETY: no pointers; the result is checked.
-        checked(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) }.into())?;
+        let rc = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_ADD_SEALS, seals) };
+        checked(rc.into()).map_err(in_call("fcntl(F_ADD_SEALS)"))?;
         Ok(Self { fd, len })
     }
 
