@@ -5,7 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "the helpers of tests, too, fail by panicking")]
 
 use std::path::Path;
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use spinwake::mem::{MemError, MemRequest, Memory, PageSize, Sharing, all_hugepages, hugepages};
 use spinwake::sys::mem::Mapping;
@@ -87,9 +87,7 @@ fn locking_works_or_names_the_limit() {
 
 #[test]
 fn host_private_2_mib_pages() {
-    if !host_tier() {
-        return;
-    }
+    let Some(_pool) = host_tier() else { return };
     for request in [MemRequest::new(3 * MIB), MemRequest::new(3 * MIB).node(0).lock(true)] {
         let memory = Memory::alloc(&request.fallback(false)).unwrap();
         assert_eq!((memory.page_size(), memory.len()), (PageSize::Huge2M, 4 * MIB));
@@ -101,9 +99,7 @@ fn host_private_2_mib_pages() {
 
 #[test]
 fn host_shared_2_mib_pages() {
-    if !host_tier() {
-        return;
-    }
+    let Some(_pool) = host_tier() else { return };
     for request in [MemRequest::new(4 * MIB), MemRequest::new(4 * MIB).node(0)] {
         let memory = Memory::alloc(&request.fallback(false).sharing(Sharing::Shared)).unwrap();
         assert_eq!((memory.page_size(), memory.len()), (PageSize::Huge2M, 4 * MIB));
@@ -117,9 +113,7 @@ fn host_shared_2_mib_pages() {
 
 #[test]
 fn host_a_1_gib_page() {
-    if !host_tier() {
-        return;
-    }
+    let Some(_pool) = host_tier() else { return };
     if hugepages(Path::new("/"), PageSize::Huge1G, None).available().unwrap_or(0) == 0 {
         println!("skipped: no huge page of 1 GiB is set aside");
         return;
@@ -135,9 +129,7 @@ fn host_a_1_gib_page() {
 
 #[test]
 fn host_a_node_with_too_few_pages_is_an_error_and_not_a_signal() {
-    if !host_tier() {
-        return;
-    }
+    let Some(_pool) = host_tier() else { return };
     let root = Path::new("/");
     let free = |node| hugepages(root, PageSize::Huge2M, node).available().unwrap_or(0);
     // mmap promises pages of the machine; that they are not on the node comes out when they are touched.
@@ -153,8 +145,9 @@ fn host_a_node_with_too_few_pages_is_an_error_and_not_a_signal() {
     for sharing in [Sharing::Private, Sharing::Shared] {
         let request = MemRequest::new(pages * 2 * MIB).fallback(false).node(node).sharing(sharing);
         let text = Memory::alloc(&request).unwrap_err().to_string();
-        println!("{text}");
-        for part in [format!("on NUMA node {node}: wanted {pages}"), format!("/node{node}/hugepages/")] {
+        for part in
+            [format!("on NUMA node {node}: wanted {pages}, free {}", pages - 1), format!("/node{node}/hugepages/")]
+        {
             assert!(text.contains(&part), "no {part:?} in {text}");
         }
         assert_eq!(free(Some(node)), pages - 1, "all that was taken went back");
@@ -163,9 +156,7 @@ fn host_a_node_with_too_few_pages_is_an_error_and_not_a_signal() {
 
 #[test]
 fn host_memory_goes_back_to_the_pool() {
-    if !host_tier() {
-        return;
-    }
+    let Some(_pool) = host_tier() else { return };
     let pool = hugepages(Path::new("/"), PageSize::Huge2M, None).configured.unwrap();
     // More in all than the pool has: it would run dry if a round kept a page.
     let pages = 4;
@@ -177,20 +168,23 @@ fn host_memory_goes_back_to_the_pool() {
     }
 }
 
-/// Whether this run may use root and huge pages. Says so when not, and insists on huge pages when it may.
-fn host_tier() -> bool {
+/// The right to use the machine's huge pages, one test at a time, if this run may use them. Says so when not, and insists
+/// that there are some when it may.
+fn host_tier() -> Option<MutexGuard<'static, ()>> {
+    static POOL: Mutex<()> = Mutex::new(());
     let tiers = std::env::var("SPINWAKE_TEST_TIER").unwrap_or_default();
     if !tiers.contains("host") {
         println!("skipped: needs the host tier");
-        return false;
+        return None;
     }
+    let guard = POOL.lock().unwrap_or_else(PoisonError::into_inner);
     let pool = hugepages(Path::new("/"), PageSize::Huge2M, None);
     assert!(
-        pool.configured.unwrap_or(0) >= 16,
+        pool.available().unwrap_or(0) >= 16,
         "the host tier needs 16 huge pages of 2 MiB, but there are: {pool}; \
          run `echo 64 > /proc/sys/vm/nr_hugepages` as root"
     );
-    true
+    Some(guard)
 }
 
 static WARNINGS: Mutex<Vec<String>> = Mutex::new(Vec::new());

@@ -105,7 +105,11 @@ impl Memory {
             // Only advice: a kernel without transparent huge pages refuses it, and nothing is lost.
             let _ = memory.mapping.advise_huge();
         }
-        memory.mapping.prefault(page.bytes()).map_err(|source| refused(("madvise(MADV_POPULATE_WRITE)", source)))?;
+        if let Err(source) = memory.mapping.prefault(page.bytes()) {
+            // The pages that it did get are free again when the refusal counts them.
+            drop(memory);
+            return Err(refused(("madvise(MADV_POPULATE_WRITE)", source)));
+        }
         // Huge pages are never swapped (kernel: admin-guide/mm/hugetlbpage), and locking them would only use up the limit.
         if request.lock && !page.is_huge() {
             memory.lock()?;
