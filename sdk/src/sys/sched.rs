@@ -1,1 +1,204 @@
-//! sched
+//! Threads and time as the kernel keeps them: affinity, scheduling class, limits, clocks.
+#![expect(unsafe_code, reason = "system calls")]
+
+use std::io;
+use std::time::Duration;
+
+/// Cores the largest affinity mask asked for can hold: far above any kernel's `NR_CPUS`.
+const MASK_BITS_MAX: usize = 1 << 16;
+
+/// The cores thread `tid` may run on, ascending; `0` means the calling thread.
+///
+/// The mask grows until the kernel's fits, so ids of 1024 and more are seen.
+///
+/// # Errors
+///
+/// When there is no such thread, or it may not be looked at.
+pub fn affinity(tid: i32) -> io::Result<Vec<usize>> {
+    const WORD_BITS: usize = libc::c_ulong::BITS as usize;
+    let mut bits = 1024;
+    loop {
+        let mut mask: Vec<libc::c_ulong> = vec![0; bits / WORD_BITS];
+        // SAFETY: the kernel writes at most `bits / 8` bytes, which is the length of `mask`.
+        let rc = unsafe { libc::sched_getaffinity(tid, bits / 8, mask.as_mut_ptr().cast()) };
+        if rc == 0 {
+            let set = |id: &usize| mask[id / WORD_BITS] >> (id % WORD_BITS) & 1 == 1;
+            return Ok((0..bits).filter(set).collect());
+        }
+        let error = io::Error::last_os_error();
+        // EINVAL: the kernel's own mask is longer than ours (sched_setaffinity(2)).
+        if error.raw_os_error() != Some(libc::EINVAL) || bits >= MASK_BITS_MAX {
+            return Err(error);
+        }
+        bits *= 2;
+    }
+}
+
+/// The core the calling thread runs on at this moment.
+///
+/// # Errors
+///
+/// When the kernel does not implement the call.
+pub fn current_core() -> io::Result<usize> {
+    // SAFETY: no arguments; the result is checked.
+    let core = unsafe { libc::sched_getcpu() };
+    usize::try_from(core).map_err(|_| io::Error::last_os_error())
+}
+
+/// The kernel's id of the calling thread.
+pub fn thread_id() -> i32 {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::gettid() }
+}
+
+/// The kernel's id of this process, which is its main thread's too.
+pub fn process_id() -> i32 {
+    // SAFETY: no arguments, cannot fail.
+    unsafe { libc::getpid() }
+}
+
+/// Puts the calling thread into `SCHED_FIFO` with `priority` (1 to 99).
+///
+/// # Errors
+///
+/// When the priority is out of range or the process may not.
+pub fn set_fifo(priority: i32) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: priority };
+    // SAFETY: `param` lives through the call; 0 names the calling thread.
+    check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) })
+}
+
+/// Locks every page this process has mapped, and every one it maps later.
+///
+/// # Errors
+///
+/// When the process may not, or not that much.
+pub fn lock_memory() -> io::Result<()> {
+    // SAFETY: no pointers; the result is checked.
+    check(unsafe { libc::mlockall(libc::MCL_CURRENT | libc::MCL_FUTURE) })
+}
+
+/// How late the calling thread's timers may fire, in nanoseconds; 0 means the default of the thread that made it.
+///
+/// # Errors
+///
+/// When the kernel was built without it.
+pub fn set_timer_slack_ns(slack_ns: libc::c_ulong) -> io::Result<()> {
+    // SAFETY: PR_SET_TIMERSLACK takes one number and no pointer.
+    check(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, slack_ns, 0, 0, 0) })
+}
+
+/// How late the calling thread's timers may fire, in nanoseconds.
+///
+/// # Errors
+///
+/// When the kernel was built without it.
+pub fn timer_slack_ns() -> io::Result<u64> {
+    // SAFETY: PR_GET_TIMERSLACK takes no argument.
+    let slack = unsafe { libc::prctl(libc::PR_GET_TIMERSLACK, 0, 0, 0, 0) };
+    u64::try_from(slack).map_err(|_| io::Error::last_os_error())
+}
+
+/// Whether the calling thread may execute `rdtsc` without being killed for it (`PR_GET_TSC`; x86 only).
+#[cfg(target_arch = "x86_64")]
+pub fn tsc_permitted() -> bool {
+    let mut mode: libc::c_int = 0;
+    // SAFETY: PR_GET_TSC writes one int through the pointer, which is `mode`'s own.
+    let rc = unsafe { libc::prctl(libc::PR_GET_TSC, &raw mut mode, 0, 0, 0) };
+    rc == 0 && mode == libc::PR_TSC_ENABLE
+}
+
+/// What a process may have of something: a soft limit and the hard one it may be raised to. `None` is unlimited.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limit {
+    /// The limit that applies.
+    pub soft: Option<u64>,
+    /// The limit up to which the process may raise the soft one itself.
+    pub hard: Option<u64>,
+}
+
+/// The highest realtime priority the process may take without `CAP_SYS_NICE` (`RLIMIT_RTPRIO`).
+///
+/// # Errors
+///
+/// Never on a Linux that knows the limit.
+pub fn realtime_priority_limit() -> io::Result<Limit> {
+    limit(libc::RLIMIT_RTPRIO)
+}
+
+/// Bytes the process may lock without `CAP_IPC_LOCK` (`RLIMIT_MEMLOCK`).
+///
+/// # Errors
+///
+/// Never on a Linux that knows the limit.
+pub fn locked_memory_limit() -> io::Result<Limit> {
+    limit(libc::RLIMIT_MEMLOCK)
+}
+
+fn limit(resource: libc::__rlimit_resource_t) -> io::Result<Limit> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the kernel writes one `rlimit` through the pointer, which is `limit`'s own.
+    check(unsafe { libc::getrlimit(resource, &raw mut limit) })?;
+    let finite = |value: libc::rlim_t| (value != libc::RLIM_INFINITY).then_some(value);
+    Ok(Limit { soft: finite(limit.rlim_cur), hard: finite(limit.rlim_max) })
+}
+
+/// CPU time the calling thread has used, as the kernel accounts it (`CLOCK_THREAD_CPUTIME_ID`).
+pub fn thread_cpu_time() -> Duration {
+    Duration::from_nanos(clock_ns(libc::CLOCK_THREAD_CPUTIME_ID))
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC`: since some fixed moment, at the rate that time servers correct.
+#[inline]
+pub fn monotonic_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds of `CLOCK_MONOTONIC_RAW`: as [`monotonic_ns`], at the rate of the hardware alone.
+pub fn monotonic_raw_ns() -> u64 {
+    clock_ns(libc::CLOCK_MONOTONIC_RAW)
+}
+
+#[inline]
+fn clock_ns(id: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one `timespec` through the pointer, which is `time`'s own.
+    let rc = unsafe { libc::clock_gettime(id, &raw mut time) };
+    // The clocks read here exist in every Linux since 2.6.28 and are never negative; u64 holds 584 years of them.
+    debug_assert_eq!(rc, 0, "clock_gettime");
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+fn check(rc: libc::c_int) -> io::Result<()> {
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn this_thread_may_run_where_it_runs() {
+        let allowed = affinity(0).unwrap();
+        assert!(allowed.is_sorted() && !allowed.is_empty());
+        assert!(allowed.contains(&current_core().unwrap()));
+        assert_eq!(affinity(thread_id()).unwrap(), allowed);
+        assert_eq!(affinity(i32::MAX).unwrap_err().raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[test]
+    fn work_costs_this_thread_cpu_time_and_no_other() {
+        let start = thread_cpu_time();
+        while thread_cpu_time() < start + Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        assert!(std::thread::spawn(thread_cpu_time).join().unwrap() < thread_cpu_time());
+    }
+
+    #[test]
+    fn the_clocks_do_not_run_backwards() {
+        let (mono, raw) = (monotonic_ns(), monotonic_raw_ns());
+        assert!(monotonic_ns() >= mono && monotonic_raw_ns() >= raw);
+        assert!(mono > 0 && raw > 0);
+    }
+}
