@@ -1,1 +1,5 @@
-//! Apps.
+//! What Spinwake's programs share: how they talk to their operator.
+
+pub mod console;
+pub mod perf;
+pub mod report;

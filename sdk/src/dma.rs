@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
 use crate::device::{Device, DeviceError, Iommu};
-use crate::mem::{MemError, MemRequest, Memory};
+use crate::mem::{MemError, MemRequest, Memory, PageSize};
 
 /// An address as a device sees it. Only this module makes one; an address register or a descriptor takes nothing else.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -399,7 +399,8 @@ impl DescRing {
     /// If `len` is not a power of two.
     pub fn new(domain: &Domain, len: usize, node: Option<usize>) -> Result<Self, DmaError> {
         assert!(len.is_power_of_two(), "a ring of {len} descriptors: the length must be a power of two");
-        let region = domain.alloc(&MemRequest::new(len * 16).node(node))?;
+        // A ring is a few KiB: a hugepage each would waste most of it.
+        let region = domain.alloc(&MemRequest::new(len * 16).page(PageSize::Ordinary).node(node))?;
         Ok(Self { base: region.as_ptr().cast(), mask: len - 1, region })
     }
 

@@ -33,4 +33,6 @@ pub mod ring;
 
 pub mod port;
 
+pub mod wait;
+
 pub mod worker;

@@ -47,11 +47,23 @@ pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> 
     poll(&mut fds, timeout).map(|ready| ready > 0)
 }
 
-/// Blocks until one of `fds` is readable or `timeout` has passed; returns how many are. As [`wait_readable`].
-pub fn wait_any_readable(fds: &[BorrowedFd<'_>], timeout: Duration) -> io::Result<usize> {
-    let mut fds: Vec<_> =
-        fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
-    poll(&mut fds, timeout)
+/// File descriptors to wait for, prepared once.
+#[derive(Debug)]
+pub struct PollSet {
+    fds: Vec<libc::pollfd>,
+}
+
+impl PollSet {
+    /// A set of these descriptors. It does not own them: one that is closed meanwhile reports as ready.
+    pub fn new<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>) -> Self {
+        let entry = |fd: BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        Self { fds: fds.into_iter().map(entry).collect() }
+    }
+
+    /// Blocks until one of them is readable or `timeout` has passed; returns how many are. As [`wait_readable`].
+    pub fn wait(&mut self, timeout: Duration) -> io::Result<usize> {
+        poll(&mut self.fds, timeout)
+    }
 }
 
 fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<usize> {

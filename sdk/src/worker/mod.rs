@@ -1,1 +1,275 @@
-//! worker
+//! Workers: threads pinned to a core that run queues to completion.
+//!
+//! A [`Task`] says what one turn over its queues is; a [`Worker`] runs turns on its core until it is stopped, and hands the
+//! task back. What it cannot have (the core, real-time priority) it says before the first turn.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+
+use crate::clock::Clock;
+use crate::cpu::{self, FifoError, PinError};
+use crate::irq::Vector;
+use crate::port::{Counter, RxQueue};
+use crate::wait::{CannotWake, ParkCounters, Parker, WaitPolicy};
+
+/// What a worker runs.
+pub trait Task: Send {
+    /// Called once on the worker's own thread, pinned, before the first turn.
+    fn on_start(&mut self) {}
+
+    /// One round over everything it serves. Returns how many frames it moved; zero says that there was nothing to do.
+    /// Must not block.
+    fn turn(&mut self) -> usize;
+
+    /// Calls `each` with every receive queue that it serves, always in the same order: what the worker sleeps on.
+    fn rx_queues(&mut self, each: &mut dyn FnMut(&mut dyn RxQueue));
+
+    /// Called once on the worker's own thread after the last turn.
+    fn on_stop(&mut self) {}
+}
+
+/// How a worker shall run.
+#[derive(Debug, Clone)]
+pub struct WorkerConfig {
+    /// The thread's name, as `top -H` shows it; the kernel keeps 15 bytes.
+    pub name: String,
+    /// The core to pin it to.
+    pub core: usize,
+    /// Real-time priority (`SCHED_FIFO`, 1 to 99), if any. On a core that is not isolated a spinning worker then starves
+    /// everything else there.
+    pub fifo: Option<u8>,
+    /// What it does when there is nothing to do.
+    pub wait: WaitPolicy,
+}
+
+/// A worker could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    /// No thread.
+    #[error("worker {name}: no thread could be started: {source}")]
+    Thread {
+        /// The worker's name.
+        name: String,
+        /// The meaning of errno.
+        source: io::Error,
+    },
+    /// The core could not be had.
+    #[error(transparent)]
+    Pin(#[from] PinError),
+    /// Real-time priority could not be had.
+    #[error(transparent)]
+    Fifo(#[from] FifoError),
+    /// The wait policy does not fit its queues.
+    #[error("worker {name}: {source}")]
+    CannotWake {
+        /// The worker's name.
+        name: String,
+        /// Which queue.
+        source: CannotWake,
+    },
+    /// It panicked.
+    #[error("worker {name} panicked: {message}")]
+    Panicked {
+        /// The worker's name.
+        name: String,
+        /// What it said.
+        message: String,
+    },
+}
+
+/// What a worker has done. In cache lines of its own, so that readers do not disturb it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct WorkerCounters {
+    /// Frames moved.
+    pub frames: Counter,
+    /// Clock ticks spent in turns that moved frames.
+    pub busy_ticks: Counter,
+    /// Clock ticks since the first turn, as of the last change between busy and idle.
+    pub total_ticks: Counter,
+}
+
+/// A running worker. Dropping it without [`stop`](Self::stop) stops it too, and drops the task.
+#[derive(Debug)]
+pub struct Worker<T> {
+    name: String,
+    thread: Option<JoinHandle<T>>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    stop: AtomicBool,
+    control: Arc<Vector>,
+    counters: WorkerCounters,
+    parks: Arc<ParkCounters>,
+}
+
+impl<T: Task + 'static> Worker<T> {
+    /// Starts a worker and returns once it is pinned and about to take its first turn.
+    ///
+    /// # Errors
+    ///
+    /// When the thread, its core, its priority or its way of waiting cannot be had; the task is dropped then.
+    pub fn spawn(config: WorkerConfig, task: T) -> Result<Self, WorkerError> {
+        let name = config.name.clone();
+        let thread_error = |source| WorkerError::Thread { name: name.clone(), source };
+        let shared = Arc::new(Shared {
+            stop: AtomicBool::new(false),
+            control: Arc::new(Vector::new().map_err(thread_error)?),
+            counters: WorkerCounters::default(),
+            parks: Arc::default(),
+        });
+        let (ready, started) = mpsc::channel();
+        let theirs = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.clone())
+            .spawn(move || run(&config, task, &theirs, &ready))
+            .map_err(thread_error)?;
+        match started.recv() {
+            Ok(Ok(())) => Ok(Self { name, thread: Some(thread), shared }),
+            Ok(Err(error)) => {
+                // The thread has nothing left to do but to return its task.
+                drop(thread.join());
+                Err(error)
+            }
+            Err(_) => Err(join(&name, thread).err().unwrap_or_else(|| WorkerError::Panicked {
+                name: name.clone(),
+                message: "it ended before its first turn".into(),
+            })),
+        }
+    }
+}
+
+impl<T> Worker<T> {
+    /// What it has done so far.
+    pub fn counters(&self) -> &WorkerCounters {
+        &self.shared.counters
+    }
+
+    /// How it has slept so far.
+    pub fn parks(&self) -> &ParkCounters {
+        &self.shared.parks
+    }
+
+    /// Whether it is still running; false only after its task panicked.
+    pub fn is_running(&self) -> bool {
+        self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Ends it after its current turn and returns its task.
+    ///
+    /// # Errors
+    ///
+    /// When the task panicked.
+    pub fn stop(mut self) -> Result<T, WorkerError> {
+        self.ask_to_stop();
+        match self.thread.take() {
+            Some(thread) => join(&self.name, thread),
+            None => Err(WorkerError::Panicked { name: self.name.clone(), message: "it was joined before".into() }),
+        }
+    }
+
+    fn ask_to_stop(&self) {
+        self.shared.stop.store(true, Ordering::Relaxed);
+        self.shared.control.signal(1);
+    }
+}
+
+impl<T> Drop for Worker<T> {
+    fn drop(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.ask_to_stop();
+            drop(thread.join());
+        }
+    }
+}
+
+fn join<T>(name: &str, thread: JoinHandle<T>) -> Result<T, WorkerError> {
+    thread.join().map_err(|panic| {
+        let message = panic
+            .downcast_ref::<&str>()
+            .map(ToString::to_string)
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "no message".into());
+        WorkerError::Panicked { name: name.into(), message }
+    })
+}
+
+/// The worker's thread.
+fn run<T: Task>(
+    config: &WorkerConfig,
+    mut task: T,
+    shared: &Shared,
+    ready: &mpsc::Sender<Result<(), WorkerError>>,
+) -> T {
+    let mut parker = match prepare(config, &mut task, shared) {
+        Ok(parker) => parker,
+        Err(error) => {
+            // The receiver waits for this message, and for nothing else.
+            let _ = ready.send(Err(error));
+            return task;
+        }
+    };
+    task.on_start();
+    let _ = ready.send(Ok(()));
+    turns(&mut task, shared, parker.as_mut());
+    task.on_stop();
+    task
+}
+
+fn prepare<T: Task>(config: &WorkerConfig, task: &mut T, shared: &Shared) -> Result<Option<Parker>, WorkerError> {
+    cpu::pin_current_thread(config.core)?;
+    if let Some(priority) = config.fifo {
+        cpu::set_fifo(priority)?;
+    }
+    if let Err(error) = cpu::set_timer_slack_ns(1) {
+        log::warn!("{error}");
+    }
+    match config.wait {
+        WaitPolicy::Poll => Ok(None),
+        WaitPolicy::Interrupt => {
+            let parker = Parker::new(&mut |each| task.rx_queues(each), shared.control.clone(), shared.parks.clone());
+            parker.map(Some).map_err(|source| WorkerError::CannotWake { name: config.name.clone(), source })
+        }
+    }
+}
+
+/// Turn after turn. The clock is read only when work starts, when it ends, and now and then in between.
+fn turns<T: Task>(task: &mut T, shared: &Shared, mut parker: Option<&mut Parker>) {
+    /// Turns between looks at the clock and the stop flag while nothing changes.
+    const LOOK_EVERY: u32 = 256;
+    let clock = Clock::get();
+    let counters = &shared.counters;
+    let mut since = clock.now();
+    let mut busy = false;
+    let mut quiet = 0;
+    loop {
+        let moved = task.turn();
+        if moved > 0 {
+            counters.frames.add(moved as u64);
+        }
+        quiet += 1;
+        if (moved > 0) != busy || quiet >= LOOK_EVERY {
+            let now = clock.now();
+            let passed = now.wrapping_sub(since);
+            counters.total_ticks.add(passed);
+            if busy {
+                counters.busy_ticks.add(passed);
+            }
+            (since, busy, quiet) = (now, moved > 0, 0);
+            if shared.stop.load(Ordering::Relaxed) {
+                return;
+            }
+        }
+        if moved == 0
+            && let Some(parker) = &mut parker
+        {
+            parker.park(&mut |each| task.rx_queues(each));
+            quiet = LOOK_EVERY;
+        }
+    }
+}

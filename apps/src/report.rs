@@ -1,0 +1,185 @@
+//! Numbers for people and for programs: rates with units, latency percentiles, the JSON that l2fwd prints.
+
+use std::fmt;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::perf::PerfReport;
+
+/// A rate in frames per second, with the prefix that keeps it short: `812 pps`, `99.8 kpps`, `1.25 Mpps`.
+#[derive(Debug, Clone, Copy)]
+pub struct FrameRate(pub f64);
+
+impl fmt::Display for FrameRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        scaled(f, self.0, "pps")
+    }
+}
+
+/// A rate in bits per second: `1.02 Gbit/s`.
+#[derive(Debug, Clone, Copy)]
+pub struct BitRate(pub f64);
+
+impl fmt::Display for BitRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        scaled(f, self.0, "bit/s")
+    }
+}
+
+fn scaled(f: &mut fmt::Formatter<'_>, value: f64, unit: &str) -> fmt::Result {
+    let (value, prefix) = match value {
+        v if v >= 1e9 => (v / 1e9, "G"),
+        v if v >= 1e6 => (v / 1e6, "M"),
+        v if v >= 1e3 => (v / 1e3, "k"),
+        v => (v, ""),
+    };
+    let decimals = if prefix.is_empty() || value >= 100.0 {
+        0
+    } else if value >= 10.0 {
+        1
+    } else {
+        2
+    };
+    f.pad(&format!("{value:.decimals$} {prefix}{unit}"))
+}
+
+/// Latency percentiles in microseconds.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct LatencyUs {
+    /// Frames measured.
+    pub frames: u64,
+    /// The fastest.
+    pub min: f64,
+    /// Half of them were at least this fast.
+    pub p50: f64,
+    /// 90 of 100.
+    pub p90: f64,
+    /// 99 of 100.
+    pub p99: f64,
+    /// 999 of 1,000.
+    pub p999: f64,
+    /// The slowest.
+    pub max: f64,
+}
+
+impl LatencyUs {
+    /// The percentiles of a histogram in nanoseconds; `None` when it is empty.
+    pub fn of(latency_ns: &Histogram<u64>) -> Option<Self> {
+        let us = |ns: u64| ns as f64 / 1e3;
+        let at = |quantile| us(latency_ns.value_at_quantile(quantile));
+        (!latency_ns.is_empty()).then(|| Self {
+            frames: latency_ns.len(),
+            min: us(latency_ns.min()),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: us(latency_ns.max()),
+        })
+    }
+}
+
+impl fmt::Display for LatencyUs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { min, p50, p90, p99, p999, max, .. } = self;
+        write!(f, "min {min:.1}, p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1} µs")
+    }
+}
+
+/// What a forwarder did, as JSON.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// How long it forwarded, in seconds.
+    pub seconds: f64,
+    /// Its ports, in the order given.
+    pub ports: Vec<PortReport>,
+    /// Its workers.
+    pub workers: Vec<WorkerReport>,
+    /// From the generator of one port to the sink of the other, where ports have them.
+    pub latency_us: Option<LatencyUs>,
+}
+
+/// What a port did.
+#[derive(Debug, Serialize)]
+pub struct PortReport {
+    /// Its spec, as given.
+    pub spec: String,
+    /// The driver that drove it.
+    pub driver: &'static str,
+    /// Its own address.
+    pub mac: String,
+    /// Frames that it received.
+    pub rx_frames: u64,
+    /// Bytes that it received.
+    pub rx_bytes: u64,
+    /// Frames that it sent.
+    pub tx_frames: u64,
+    /// Bytes that it sent.
+    pub tx_bytes: u64,
+    /// Frames that arrived at it and were not forwarded: those that its rings had no room for, and those that the other
+    /// port could not take.
+    pub drops: u64,
+    /// Frames that arrived broken, or in descriptors that made no sense.
+    pub errors: u64,
+    /// What its generator sent; `None` when it has none.
+    pub generated: Option<u64>,
+    /// Generated frames that its sink received.
+    pub sunk: Option<u64>,
+    /// Its queues.
+    pub queues: Vec<QueueReport>,
+}
+
+/// What a queue pair did.
+#[derive(Debug, Serialize)]
+pub struct QueueReport {
+    /// Frames received.
+    pub rx_frames: u64,
+    /// Frames sent.
+    pub tx_frames: u64,
+}
+
+/// What a worker did.
+#[derive(Debug, Serialize)]
+pub struct WorkerReport {
+    /// The core it ran on.
+    pub core: usize,
+    /// Whether the kernel keeps other tasks off that core.
+    pub isolated: bool,
+    /// How it waited.
+    pub wait: String,
+    /// Frames that it moved.
+    pub frames: u64,
+    /// Its share of time with work, 0 to 1.
+    pub busy_share: f64,
+    /// Times that it slept.
+    pub parks: u64,
+    /// Sleeps that an interrupt ended without work.
+    pub spurious: u64,
+    /// Work that only the time limit of a sleep found: lost interrupts.
+    pub rescues: u64,
+    /// What the processor counted, if it was asked.
+    pub perf: Option<PerfReport>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_keep_three_digits_and_name_their_unit() {
+        assert_eq!(FrameRate(0.0).to_string(), "0 pps");
+        assert_eq!(FrameRate(99_840.0).to_string(), "99.8 kpps");
+        assert_eq!(FrameRate(1_250_000.0).to_string(), "1.25 Mpps");
+        assert_eq!(BitRate(812e6).to_string(), "812 Mbit/s");
+    }
+
+    #[test]
+    fn an_empty_histogram_has_no_percentiles() {
+        let mut histogram = Histogram::new(3).unwrap();
+        assert!(LatencyUs::of(&histogram).is_none());
+        histogram.record(2_000).unwrap();
+        let latency = LatencyUs::of(&histogram).unwrap();
+        assert_eq!((latency.frames, latency.p50.round()), (1, 2.0));
+    }
+}
