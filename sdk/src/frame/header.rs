@@ -140,7 +140,7 @@ impl Home {
         // SAFETY: alive while the pool is, and after that unless `settle` says otherwise.
         let this = unsafe { home.as_ref() };
         let returned = this.walk(this.returns.abandon(missing as u32)).count();
-        if this.returns.settle(returned as u32) == Fate::Last {
+        if this.returns.settle(returned as u32 + 1) == Fate::Last {
             // SAFETY: nobody else holds anything of this home.
             unsafe { Self::free(home) };
         }

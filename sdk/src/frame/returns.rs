@@ -28,7 +28,7 @@ pub(super) enum Fate {
 #[derive(Debug)]
 pub(super) struct Returns {
     head: AtomicU32,
-    /// Buffers still out; counts only once the pool is gone.
+    /// Holders of the memory: buffers still out, and the owner until it has settled. Counts only once the pool is gone.
     missing: AtomicU32,
 }
 
@@ -62,15 +62,17 @@ impl Returns {
         self.head.swap(NONE, Ordering::Acquire)
     }
 
-    /// Marks the pool as gone, with `missing` of its buffers not home, and returns the list so far, which must then be
-    /// [settled](Self::settle). Only the pool's owner may call it, once.
+    /// Marks the pool as gone, with `missing` of its buffers not home, and returns the list so far. Its buffers, and one
+    /// for the owner itself, must then be [settled](Self::settle). Only the pool's owner may call it, once.
     pub(super) fn abandon(&self, missing: u32) -> u32 {
-        self.missing.store(missing, Ordering::Relaxed);
+        // The owner counts as one: otherwise the last return could come before the owner has settled, and both would
+        // be the last.
+        self.missing.store(missing + 1, Ordering::Relaxed);
         // Release publishes `missing`; Acquire makes the links of the list visible.
         self.head.swap(ABANDONED, Ordering::AcqRel)
     }
 
-    /// Counts `returned` buffers of an abandoned pool as home.
+    /// Counts `returned` holders of an abandoned pool's memory as done with it.
     pub(super) fn settle(&self, returned: u32) -> Fate {
         // AcqRel: the last one sees everything that the others did to the memory that it is about to free.
         let before = self.missing.fetch_sub(returned, Ordering::AcqRel);
@@ -145,7 +147,7 @@ mod loom_tests {
                     thread::spawn(move || home.give_back(i))
                 })
                 .collect();
-            if home.returns.settle(home.walk(home.returns.abandon(2))) == Fate::Last {
+            if home.returns.settle(home.walk(home.returns.abandon(2)) + 1) == Fate::Last {
                 home.freed.fetch_add(1, Ordering::Relaxed);
             }
             for other in others {

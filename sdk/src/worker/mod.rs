@@ -273,3 +273,156 @@ fn turns<T: Task>(task: &mut T, shared: &Shared, mut parker: Option<&mut Parker>
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::cpu::{CoreChoice, CpuSet, Topology, choose};
+    use crate::frame::{Burst, Pool};
+    use crate::port::RxCounters;
+
+    /// A queue whose frames are a number that the test raises.
+    #[derive(Debug)]
+    struct Numbers {
+        waiting: Arc<AtomicUsize>,
+        vector: Option<Arc<Vector>>,
+        counters: Arc<RxCounters>,
+    }
+
+    impl RxQueue for Numbers {
+        fn rx_burst(&mut self, _: &mut Pool, _: &mut Burst) -> usize {
+            self.waiting.swap(0, Ordering::AcqRel)
+        }
+        fn pending(&self) -> bool {
+            self.waiting.load(Ordering::Acquire) > 0
+        }
+        fn arm(&mut self) {}
+        fn disarm(&mut self) {
+            if let Some(vector) = &self.vector {
+                vector.take();
+            }
+        }
+        fn vector(&self) -> Option<&Arc<Vector>> {
+            self.vector.as_ref()
+        }
+        fn counters(&self) -> &Arc<RxCounters> {
+            &self.counters
+        }
+    }
+
+    #[derive(Debug)]
+    struct Taker {
+        queue: Numbers,
+        taken: Arc<AtomicUsize>,
+        panics: bool,
+    }
+
+    impl Task for Taker {
+        fn turn(&mut self) -> usize {
+            assert!(!self.panics, "on purpose");
+            let taken = self.queue.waiting.swap(0, Ordering::AcqRel);
+            self.taken.fetch_add(taken, Ordering::AcqRel);
+            taken
+        }
+        fn rx_queues(&mut self, each: &mut dyn FnMut(&mut dyn RxQueue)) {
+            each(&mut self.queue);
+        }
+    }
+
+    struct Bench {
+        waiting: Arc<AtomicUsize>,
+        taken: Arc<AtomicUsize>,
+        vector: Arc<Vector>,
+    }
+
+    impl Bench {
+        fn new() -> Self {
+            Self { waiting: Arc::default(), taken: Arc::default(), vector: Arc::new(Vector::new().unwrap()) }
+        }
+
+        fn taker(&self, vector: bool) -> Taker {
+            let vector = vector.then(|| self.vector.clone());
+            let queue = Numbers { waiting: self.waiting.clone(), vector, counters: Arc::default() };
+            Taker { queue, taken: self.taken.clone(), panics: false }
+        }
+
+        fn put(&self, interrupt: bool) {
+            let goal = self.taken.load(Ordering::Acquire) + 1;
+            self.waiting.store(1, Ordering::Release);
+            if interrupt {
+                self.vector.signal(1);
+            }
+            until("the worker took it", || self.taken.load(Ordering::Acquire) >= goal);
+        }
+    }
+
+    fn until(what: &str, done: impl Fn() -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !done() {
+            assert!(Instant::now() < deadline, "{what} did not happen");
+            std::thread::yield_now();
+        }
+    }
+
+    fn config(wait: WaitPolicy) -> WorkerConfig {
+        let core = choose(&Topology::read(), CoreChoice::Auto, None, &CpuSet::new()).unwrap().core;
+        WorkerConfig { name: "test".into(), core, fifo: None, wait }
+    }
+
+    #[test]
+    fn a_polling_worker_takes_what_comes_and_never_sleeps() {
+        let bench = Bench::new();
+        let worker = Worker::spawn(config(WaitPolicy::Poll), bench.taker(false)).unwrap();
+        bench.put(false);
+        until("the clock moved", || worker.counters().total_ticks.get() > 0);
+        assert_eq!((worker.counters().frames.get(), worker.parks().parks.get()), (1, 0));
+        worker.stop().unwrap();
+    }
+
+    #[test]
+    fn a_sleeping_worker_is_woken_by_its_vector() {
+        let bench = Bench::new();
+        let worker = Worker::spawn(config(WaitPolicy::Interrupt), bench.taker(true)).unwrap();
+        for _ in 0..100 {
+            bench.put(true);
+        }
+        until("it slept", || worker.parks().parks.get() > 0);
+        assert_eq!(worker.stop().unwrap().taken.load(Ordering::Acquire), 100);
+    }
+
+    #[test]
+    fn an_interrupt_that_never_comes_is_a_rescue() {
+        let bench = Bench::new();
+        let worker = Worker::spawn(config(WaitPolicy::Interrupt), bench.taker(true)).unwrap();
+        // A frame that comes between two parks needs no rescue, so some tries may pass unnoticed.
+        until("a rescue", || {
+            bench.put(false);
+            worker.parks().rescues.get() > 0
+        });
+        worker.stop().unwrap();
+    }
+
+    #[test]
+    fn a_queue_that_cannot_wake_is_refused() {
+        let error = Worker::spawn(config(WaitPolicy::Interrupt), Bench::new().taker(false)).unwrap_err();
+        assert!(matches!(error, WorkerError::CannotWake { source: CannotWake { index: 0 }, .. }), "{error}");
+    }
+
+    #[test]
+    fn a_core_that_cannot_be_had_is_refused() {
+        let config = WorkerConfig { core: 1_000_000, ..config(WaitPolicy::Poll) };
+        assert!(matches!(Worker::spawn(config, Bench::new().taker(false)), Err(WorkerError::Pin(_))));
+    }
+
+    #[test]
+    fn a_panic_of_the_task_is_told() {
+        let worker =
+            Worker::spawn(config(WaitPolicy::Poll), Taker { panics: true, ..Bench::new().taker(false) }).unwrap();
+        until("it ended", || !worker.is_running());
+        let error = worker.stop().unwrap_err();
+        assert_eq!(error.to_string(), "worker test panicked: on purpose");
+    }
+}

@@ -1,2 +1,0 @@
-//! l2fwd
-fn main() {}

@@ -1,0 +1,175 @@
+//! Forwards frames both ways between two ports, on one pinned worker.
+//!
+//! Reads top to bottom: open two ports, choose a core, start the ports, give their queues to a worker, report each second,
+//! stop in the reverse order. The forwarding itself is `forward.rs`.
+
+mod forward;
+mod monitor;
+
+use std::error::Error;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Parser;
+use spinwake::cpu::{self, Chosen, CoreChoice, CpuSet, Topology};
+use spinwake::frame::{Pool, PoolConfig};
+use spinwake::port::Port;
+use spinwake::wait::WaitPolicy;
+use spinwake::worker::{Worker, WorkerConfig};
+use spinwake_apps::console::{self, EndRequest};
+
+use forward::{Forwarder, Rewrite};
+use monitor::Monitor;
+
+/// Forwards frames both ways between two ports, on one pinned worker.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    after_help = "Without --port it forwards between two embedded NICs with built-in traffic generators."
+)]
+struct Args {
+    /// A port, as KIND:ADDRESS[,key=value]...; give two of them
+    #[arg(long = "port", value_name = "SPEC")]
+    ports: Vec<String>,
+
+    /// The worker's core: a number, or auto for an isolated one near the ports
+    #[arg(long, value_name = "auto|N", default_value = "auto")]
+    core: CoreChoice,
+
+    /// Stop after this many seconds; without it, at Ctrl-C
+    #[arg(long, value_name = "S", value_parser = seconds)]
+    seconds: Option<Duration>,
+
+    /// Swap source and destination address of each frame
+    #[arg(long, conflicts_with = "mac_rewrite")]
+    mac_swap: bool,
+
+    /// Send each frame from the sending port's own address to 02:00:00:00:00:NN, NN being that port's number
+    #[arg(long)]
+    mac_rewrite: bool,
+
+    /// What the worker does when there is nothing to do: poll or interrupt
+    #[arg(long, value_name = "POLICY", default_value = "poll")]
+    wait: WaitPolicy,
+
+    /// Write the summary as JSON to PATH at the end; - is standard output, which then gets nothing else
+    #[arg(long, value_name = "PATH|-")]
+    json: Option<String>,
+
+    /// Count the worker's cycles, instructions, cache and TLB misses and context switches
+    #[arg(long)]
+    perf: bool,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|_| "not a number of seconds".to_owned())?;
+    match Duration::try_from_secs_f64(seconds) {
+        Ok(duration) if !duration.is_zero() => Ok(duration),
+        _ => Err("must be more than zero, and not beyond all bounds".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    console::show_warnings();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => console::refuse(&*error),
+    }
+}
+
+fn run(args: &Args) -> Result<(), Box<dyn Error>> {
+    let specs = specs(&args.ports)?;
+    let topology = Topology::read();
+    // A core that cannot be had is refused before any device is touched.
+    cpu::choose(&topology, args.core, None, &CpuSet::new())?;
+    let end = EndRequest::listen()?;
+
+    let mut ports = [open(&specs[0])?, open(&specs[1])?];
+    let node = ports.iter().find_map(|port| port.node());
+    let core = cpu::choose(&topology, args.core, node, &CpuSet::new())?;
+    for warning in core.warnings() {
+        log::warn!("{warning}");
+    }
+    let monitor = Monitor::new(args.json.clone())?;
+    let pool = Pool::new(&PoolConfig { frames: frames_for(&ports), node, ..PoolConfig::default() })?;
+
+    let [a, b] = &mut ports;
+    let queues = [a.start()?, b.start()?];
+    let rewrite = match (args.mac_swap, args.mac_rewrite) {
+        (true, _) => Rewrite::Swap,
+        (_, true) => Rewrite::Own,
+        _ => Rewrite::None,
+    };
+    let forwarder = Forwarder::new(queues, [a.mac(), b.mac()], rewrite, pool, args.perf);
+    let dropped = forwarder.dropped();
+    let config = WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait: args.wait };
+    let worker = Worker::spawn(config, forwarder)?;
+    introduce(&monitor, &specs, &ports, &core, args.wait);
+    let account = monitor.watch(&ports, &worker, &dropped, args.seconds, &end);
+
+    let parks = monitor::sleeps(worker.parks());
+    let forwarder = worker.stop()?;
+    let perf = forwarder.perf();
+    // Its queues give their buffers back, and the devices may stop.
+    drop(forwarder);
+    for port in &mut ports {
+        port.stop()?;
+    }
+    let report = account.report(&specs, &ports, &core, args.wait, parks, perf);
+    monitor.finish(&report)?;
+    Ok(())
+}
+
+/// The two ports to forward between.
+fn specs(given: &[String]) -> Result<[String; 2], String> {
+    match given {
+        [] => Ok(["soft:".into(), "soft:".into()]),
+        [a, b] => {
+            // A hardware port can be opened once; embedded ports without a name are as many as one likes.
+            let address = |spec: &str| spec.split(',').next().unwrap_or_default().to_owned();
+            if address(a) == address(b) && address(a) != "soft:" {
+                return Err(format!("{} is given twice; forwarding needs two different ports", address(a)));
+            }
+            Ok([a.clone(), b.clone()])
+        }
+        [one] => Err(format!("only one port is given ({one}); forwarding needs two")),
+        more => Err(format!("{} ports are given; forwarding needs two", more.len())),
+    }
+}
+
+fn open(spec: &str) -> Result<Box<dyn Port>, Box<dyn Error>> {
+    let mut port = spinwake_pmd::open(spec)?;
+    // A forwarder takes what is on the wire, whomever it is for.
+    let config = spinwake::port::PortConfig { promiscuous: true, ..port.config().clone() };
+    port.configure(config)?;
+    Ok(port)
+}
+
+/// Enough frames to fill every ring, and as many again as the worker can hold in its hands.
+fn frames_for(ports: &[Box<dyn Port>; 2]) -> usize {
+    let rings = ports.iter().map(|port| {
+        let config = port.config();
+        usize::from(config.rx_queues) * usize::from(config.rx_ring_len)
+            + usize::from(config.tx_queues) * usize::from(config.tx_ring_len)
+    });
+    rings.sum::<usize>() + 1024
+}
+
+fn introduce(monitor: &Monitor, specs: &[String; 2], ports: &[Box<dyn Port>; 2], core: &Chosen, wait: WaitPolicy) {
+    for (index, (spec, port)) in specs.iter().zip(ports).enumerate() {
+        let config = port.config();
+        let irq = port.irq_kind().map_or_else(|| "no interrupts".into(), |kind| kind.to_string());
+        monitor.say(format_args!(
+            "port {index}  {spec}  driver {}, {}, {}, {} queue{}, MTU {}, {irq}",
+            port.driver(),
+            port.mac(),
+            port.link(),
+            config.rx_queues,
+            if config.rx_queues == 1 { "" } else { "s" },
+            config.mtu,
+        ));
+    }
+    let isolated = if core.isolated { "isolated" } else { "shared with the system" };
+    monitor.say(format_args!("worker  core {} ({isolated}), wait policy {wait}", core.core));
+}

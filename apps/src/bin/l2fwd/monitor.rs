@@ -1,0 +1,290 @@
+//! What the operator sees: a line each second, a summary, and JSON.
+
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Write};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use spinwake::cpu::Chosen;
+use spinwake::port::{Counter, Port, PortStats};
+use spinwake::wait::{ParkCounters, WaitPolicy};
+use spinwake::worker::{Task, Worker, WorkerCounters};
+use spinwake_apps::console::EndRequest;
+use spinwake_apps::perf::PerfReport;
+use spinwake_apps::report::{BitRate, FrameRate, LatencyUs, PortReport, QueueReport, Report, WorkerReport};
+
+type Ports = [Box<dyn Port>; 2];
+
+/// Where lines and JSON go.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    json: Option<Json>,
+}
+
+#[derive(Debug)]
+enum Json {
+    Stdout,
+    File(String, File),
+}
+
+/// The JSON file cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot write {path}: {source}")]
+pub(crate) struct JsonError {
+    path: String,
+    source: io::Error,
+}
+
+/// The counts at one moment.
+#[derive(Debug, Clone, Default)]
+struct Snapshot {
+    at: Duration,
+    stats: [PortStats; 2],
+    dropped: [u64; 2],
+    busy_ticks: u64,
+    total_ticks: u64,
+    frames: u64,
+}
+
+/// What happened from the first second to the last.
+#[derive(Debug)]
+pub(crate) struct Account {
+    end: Snapshot,
+}
+
+/// Sleeps, spurious wakes and rescues.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sleeps {
+    parks: u64,
+    spurious: u64,
+    rescues: u64,
+}
+
+pub(crate) fn sleeps(counters: &ParkCounters) -> Sleeps {
+    Sleeps { parks: counters.parks.get(), spurious: counters.spurious.get(), rescues: counters.rescues.get() }
+}
+
+impl Monitor {
+    /// A monitor that will write JSON to `json`, which is opened now so that a bad path is refused before any work.
+    pub(crate) fn new(json: Option<String>) -> Result<Self, JsonError> {
+        let json = match json {
+            None => None,
+            Some(path) if path == "-" => Some(Json::Stdout),
+            Some(path) => match File::create(&path) {
+                Ok(file) => Some(Json::File(path, file)),
+                Err(source) => return Err(JsonError { path, source }),
+            },
+        };
+        Ok(Self { json })
+    }
+
+    /// Prints a line for the operator: on standard output, unless the JSON goes there.
+    pub(crate) fn say(&self, line: fmt::Arguments<'_>) {
+        // A closed pipe must not end a forwarder.
+        let _ = match self.json {
+            Some(Json::Stdout) => writeln!(io::stderr(), "{line}"),
+            _ => writeln!(io::stdout(), "{line}"),
+        };
+    }
+
+    /// Reports each second until `limit` has passed, `end` is asked for, or the worker dies.
+    pub(crate) fn watch<T: Task + 'static>(
+        &self,
+        ports: &Ports,
+        worker: &Worker<T>,
+        dropped: &[Counter; 2],
+        limit: Option<Duration>,
+        end: &EndRequest,
+    ) -> Account {
+        let start = Instant::now();
+        let look = || Snapshot::take(start.elapsed(), ports, worker.counters(), dropped);
+        let mut last = look();
+        let mut next = Duration::from_secs(1);
+        let mut done = false;
+        while !done {
+            let until = limit.map_or(next, |limit| limit.min(next));
+            while start.elapsed() < until && !end.is_set() && worker.is_running() {
+                thread::sleep((until.saturating_sub(start.elapsed())).min(Duration::from_millis(50)));
+            }
+            done = end.is_set() || !worker.is_running() || limit.is_some_and(|limit| start.elapsed() >= limit);
+            let now = look();
+            // The last fraction of a second is in the summary, not in a line of its own.
+            if start.elapsed() >= next {
+                self.say(format_args!("{}", Interval { from: &last, to: &now }));
+                last = now;
+                next += Duration::from_secs(1);
+            }
+        }
+        Account { end: look() }
+    }
+
+    /// Prints the summary, and writes the JSON.
+    pub(crate) fn finish(self, report: &Report) -> Result<(), JsonError> {
+        self.say(format_args!("{}", Summary(report)));
+        let write = |path: &str, mut to: Box<dyn Write>| {
+            serde_json::to_writer_pretty(&mut to, report)
+                .map_err(io::Error::from)
+                .and_then(|()| writeln!(to))
+                .and_then(|()| to.flush())
+                .map_err(|source| JsonError { path: path.into(), source })
+        };
+        match self.json {
+            None => Ok(()),
+            Some(Json::Stdout) => write("standard output", Box::new(io::stdout())),
+            Some(Json::File(path, file)) => write(&path, Box::new(file)),
+        }
+    }
+}
+
+impl Snapshot {
+    fn take(at: Duration, ports: &Ports, worker: &WorkerCounters, dropped: &[Counter; 2]) -> Self {
+        Self {
+            at,
+            stats: [ports[0].stats(), ports[1].stats()],
+            dropped: [dropped[0].get(), dropped[1].get()],
+            busy_ticks: worker.busy_ticks.get(),
+            total_ticks: worker.total_ticks.get(),
+            frames: worker.frames.get(),
+        }
+    }
+
+    /// Frames and bytes that left by `port`.
+    fn sent(&self, port: usize) -> (u64, u64) {
+        let queues = &self.stats[port].queues;
+        (queues.iter().map(|q| q.tx_frames).sum(), queues.iter().map(|q| q.tx_bytes).sum())
+    }
+
+    /// Frames that came to `port` and got no further.
+    fn drops(&self, port: usize) -> u64 {
+        self.stats[port].rx_missed + self.dropped[port]
+    }
+}
+
+/// What happened between two moments, on one line.
+struct Interval<'a> {
+    from: &'a Snapshot,
+    to: &'a Snapshot,
+}
+
+impl fmt::Display for Interval<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = (self.to.at - self.from.at).as_secs_f64();
+        write!(f, "{:>4.0} s", self.to.at.as_secs_f64())?;
+        for (from, to) in [(0, 1), (1, 0)] {
+            let (now, before) = (self.to.sent(to), self.from.sent(to));
+            let rate = FrameRate((now.0 - before.0) as f64 / seconds);
+            let bits = BitRate((now.1 - before.1) as f64 * 8.0 / seconds);
+            let drops = self.to.drops(from) - self.from.drops(from);
+            write!(f, "  {from}→{to} {rate:>9} {bits:>11} {drops} dropped")?;
+        }
+        let total = self.to.total_ticks - self.from.total_ticks;
+        let busy = self.to.busy_ticks - self.from.busy_ticks;
+        write!(f, "  busy {:.1}%", 100.0 * busy as f64 / total.max(1) as f64)
+    }
+}
+
+impl Account {
+    /// The whole run, with what the ports counted up to their stop.
+    pub(crate) fn report(
+        &self,
+        specs: &[String; 2],
+        ports: &Ports,
+        core: &Chosen,
+        wait: WaitPolicy,
+        sleeps: Sleeps,
+        perf: Option<PerfReport>,
+    ) -> Report {
+        let end = Snapshot { stats: [ports[0].stats(), ports[1].stats()], ..self.end.clone() };
+        let generators = [ports[0].generator(), ports[1].generator()];
+        let latency = generators.iter().flatten().map(|report| report.latency_ns.clone()).reduce(|mut all, other| {
+            all += other;
+            all
+        });
+        let port = |i: usize| {
+            let stats = &end.stats[i];
+            PortReport {
+                spec: specs[i].clone(),
+                driver: ports[i].driver(),
+                mac: ports[i].mac().to_string(),
+                rx_frames: stats.queues.iter().map(|q| q.rx_frames).sum(),
+                rx_bytes: stats.queues.iter().map(|q| q.rx_bytes).sum(),
+                tx_frames: end.sent(i).0,
+                tx_bytes: end.sent(i).1,
+                drops: end.drops(i),
+                errors: stats.rx_errors + stats.queues.iter().map(|q| q.rx_errors + q.rx_lies).sum::<u64>(),
+                generated: generators[i].as_ref().map(|g| g.sent),
+                sunk: generators[i].as_ref().map(|g| g.received),
+                queues: stats
+                    .queues
+                    .iter()
+                    .map(|q| QueueReport { rx_frames: q.rx_frames, tx_frames: q.tx_frames })
+                    .collect(),
+            }
+        };
+        Report {
+            seconds: end.at.as_secs_f64(),
+            ports: vec![port(0), port(1)],
+            workers: vec![WorkerReport {
+                core: core.core,
+                isolated: core.isolated,
+                wait: wait.to_string(),
+                frames: end.frames,
+                busy_share: end.busy_ticks as f64 / end.total_ticks.max(1) as f64,
+                parks: sleeps.parks,
+                spurious: sleeps.spurious,
+                rescues: sleeps.rescues,
+                perf,
+            }],
+            latency_us: latency.as_ref().and_then(LatencyUs::of),
+        }
+    }
+}
+
+/// The report, for people.
+struct Summary<'a>(&'a Report);
+
+impl fmt::Display for Summary<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let report = self.0;
+        let all: u64 = report.ports.iter().map(|port| port.tx_frames).sum();
+        let rate = FrameRate(all as f64 / report.seconds);
+        writeln!(f, "\nforwarded {all} frames in {:.1} s ({rate})", report.seconds)?;
+        for (i, port) in report.ports.iter().enumerate() {
+            let PortReport { spec, rx_frames, tx_frames, drops, errors, .. } = port;
+            write!(f, "port {i}  {spec}  received {rx_frames}, sent {tx_frames}, dropped {drops}, broken {errors}")?;
+            match port.generated.zip(port.sunk) {
+                Some((sent, seen)) => writeln!(f, "; its generator sent {sent}, its sink saw {seen}")?,
+                None => writeln!(f)?,
+            }
+        }
+        for worker in &report.workers {
+            write!(f, "worker  core {}, busy {:.1}% of the time", worker.core, 100.0 * worker.busy_share)?;
+            if worker.parks > 0 {
+                let WorkerReport { parks, spurious, rescues, .. } = worker;
+                write!(f, "; slept {parks} times, {spurious} spurious wakes, {rescues} rescues")?;
+            }
+            if let Some(perf) = &worker.perf {
+                summarise_perf(f, perf, worker.frames)?;
+            }
+        }
+        match &report.latency_us {
+            Some(latency) => write!(f, "\nlatency {latency} ({} frames)", latency.frames),
+            None => Ok(()),
+        }
+    }
+}
+
+fn summarise_perf(f: &mut fmt::Formatter<'_>, perf: &PerfReport, frames: u64) -> fmt::Result {
+    for perf in &perf.counts {
+        write!(f, "\nperf    {} {}", perf.count, perf.name)?;
+        if frames > 0 {
+            write!(f, ", {:.3} per frame", perf.count as f64 / frames as f64)?;
+        }
+    }
+    if let Some((_, why)) = perf.missing.first() {
+        let names: Vec<_> = perf.missing.iter().map(|(name, _)| name.as_str()).collect();
+        write!(f, "\nperf    this machine does not count {} ({why})", names.join(", "))?;
+    }
+    Ok(())
+}
