@@ -340,7 +340,11 @@ mod tests {
 
     impl Bench {
         fn new() -> Self {
-            Self { waiting: Arc::default(), taken: Arc::default(), vector: Arc::new(Vector::new().unwrap()) }
+            Self {
+                waiting: Arc::default(),
+                taken: Arc::default(),
+                vector: Arc::new(Vector::new().expect("an eventfd")),
+            }
         }
 
         fn taker(&self, vector: bool) -> Taker {
@@ -368,7 +372,7 @@ mod tests {
     }
 
     fn config(wait: WaitPolicy) -> WorkerConfig {
-        let core = choose(&Topology::read(), CoreChoice::Auto, None, &CpuSet::new()).unwrap().core;
+        let core = choose(&Topology::read(), CoreChoice::Auto, None, &CpuSet::new()).expect("some core").core;
         WorkerConfig { name: "test".into(), core, fifo: None, wait }
     }
 

@@ -170,6 +170,6 @@ fn introduce(monitor: &Monitor, specs: &[String; 2], ports: &[Box<dyn Port>; 2],
             config.mtu,
         ));
     }
-    let isolated = if core.isolated { "isolated" } else { "shared with the system" };
+    let isolated = if core.isolated == Some(true) { "isolated" } else { "shared with the system" };
     monitor.say(format_args!("worker  core {} ({isolated}), wait policy {wait}", core.core));
 }

@@ -227,7 +227,7 @@ impl Account {
             ports: vec![port(0), port(1)],
             workers: vec![WorkerReport {
                 core: core.core,
-                isolated: core.isolated,
+                isolated: core.isolated == Some(true),
                 wait: wait.to_string(),
                 frames: end.frames,
                 busy_share: end.busy_ticks as f64 / end.total_ticks.max(1) as f64,
