@@ -13,21 +13,7 @@ use std::sync::Arc;
 
 use crate::irq::{IrqKind, Vector};
 use crate::mmio::Bar;
-
-/// Who made a device and which one it is, from configuration space.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct DeviceId {
-    /// Vendor, offset 0x00.
-    pub vendor: u16,
-    /// Device, offset 0x02.
-    pub device: u16,
-}
-
-impl fmt::Display for DeviceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:04x}:{:04x}", self.vendor, self.device)
-    }
-}
+pub use crate::pci::DeviceId;
 
 /// A call on a device failed.
 #[derive(Debug, thiserror::Error)]
