@@ -119,7 +119,7 @@ mod tests {
             ("100:00.0", "the bus"),
             (":00.0", "the bus"),
             ("x:01:00.0", "the domain"),
-            ("0:0000:01:00.0", "the bus"),
+            ("0:0000:01:00.0", "the domain"),
             ("123456789:01:00.0", "the domain"),
         ] {
             let error = text.parse::<Bdf>().unwrap_err().to_string();
