@@ -2,6 +2,7 @@
 //!
 //! They run when `SPINWAKE_TEST_TIER` contains `guest`, and need QEMU's `edu` and two `igb` behind an IOMMU.
 #![expect(unsafe_code, reason = "memory that a device writes")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, its helpers too")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
@@ -173,6 +174,7 @@ fn guest_registers_are_read_and_written() {
     assert_eq!(device.id(), EDU);
     let bar = device.bar(0).unwrap();
     assert_eq!(bar.len(), 1 << 20);
+    assert!(fs::read_to_string("/proc/self/maps").unwrap().contains("vfio"), "mapped, not reached by system calls");
     assert_eq!(bar.read(edu_regs::ID), EDU_ID);
     bar.write(edu_regs::LIVENESS, 0x1234_5678);
     assert_eq!(bar.read(edu_regs::LIVENESS), !0x1234_5678);

@@ -90,8 +90,7 @@ impl VfioDevice {
         let mut bytes = vec![0; config.len().min(4096)];
         config.read(&file, 0, &mut bytes).map_err(|e| candidate.call("read of configuration space", e, ""))?;
         let space = ConfigSpace::new(bytes);
-        // Virtual functions have all ones here; the kernel knows their number.
-        let id = space.id().or_else(|| candidate.pci.id()).ok_or_else(|| nonsense("it does not answer"))?;
+        let id = space.id().ok_or_else(|| nonsense("it does not answer: its configuration space reads as all ones"))?;
         let notices = irq::notices(&file).map_err(|e| candidate.call("VFIO_DEVICE_SET_IRQS", e, ""))?;
         let device = Self {
             bdf,
