@@ -414,6 +414,26 @@ fn guest_the_iommu_keeps_account() {
 }
 
 #[test]
+fn guest_a_full_iommu_says_so() {
+    let Some(_guest) = guest() else { return };
+    const LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
+    rebind(&find(EDU)[0], "vfio-pci");
+    let usual = fs::read_to_string(LIMIT).unwrap();
+    fs::write(LIMIT, "2").unwrap();
+    let device = edu();
+    fs::write(LIMIT, usual).unwrap();
+    let (iommu, page) = (device.iommu(), Page::new());
+    page.map(&iommu, 0x1000).unwrap();
+    page.map(&iommu, 0x2000).unwrap();
+    assert_eq!(iommu.entries_left(), Some(0));
+    let error = page.map(&iommu, 0x3000).unwrap_err().to_string();
+    assert_says(&error, &["VFIO_IOMMU_MAP_DMA", "takes no more mappings", "dma_entry_limit"]);
+    iommu.unmap(0x2000, 4096).unwrap();
+    page.map(&iommu, 0x3000).unwrap();
+    drop(device);
+}
+
+#[test]
 fn guest_devices_of_several_groups_share_one_address_space() {
     let Some(_guest) = guest() else { return };
     let (a, b) = (igb(0), igb(1));

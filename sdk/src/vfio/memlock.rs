@@ -18,9 +18,12 @@ impl Memlock {
         let limits = fs::read_to_string(dir.join("limits")).unwrap_or_default();
         let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
         let locked_kib = field("VmLck:").and_then(|text| text.split_whitespace().next()?.parse::<u64>().ok());
-        // linux/capability.h: CAP_IPC_LOCK is bit 14, and who has it is not limited.
-        let may_all =
+        // linux/capability.h: CAP_IPC_LOCK is bit 14, and who has it is not limited. In a user namespace of its own (a
+        // container without root) a process shows capabilities that the kernel does not honour here.
+        let capable =
             field("CapEff:").and_then(|text| u64::from_str_radix(text, 16).ok()).is_some_and(|c| c >> 14 & 1 == 1);
+        let uid_map = fs::read_to_string(dir.join("uid_map")).unwrap_or_default();
+        let may_all = capable && uid_map.split_whitespace().eq(["0", "0", "4294967295"]);
         let soft = limits.lines().find_map(|line| line.strip_prefix("Max locked memory")?.split_whitespace().next());
         Self {
             limit: soft.and_then(|text| text.parse().ok()).filter(|_| !may_all),
@@ -48,8 +51,15 @@ impl Memlock {
 mod tests {
     use super::*;
 
+    const ALL_USERS: &str = "         0          0 4294967295\n";
+
     fn process(status: &str, limits: &str) -> Memlock {
+        process_of(ALL_USERS, status, limits)
+    }
+
+    fn process_of(uid_map: &str, status: &str, limits: &str) -> Memlock {
         let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("uid_map"), uid_map).unwrap();
         fs::write(dir.path().join("status"), status).unwrap();
         fs::write(dir.path().join("limits"), limits).unwrap();
         Memlock::of(dir.path())
@@ -78,6 +88,12 @@ mod tests {
         ] {
             assert!(memlock.advice(1 << 20).contains("out of memory"));
         }
+    }
+
+    #[test]
+    fn a_capability_in_a_namespace_of_its_own_counts_for_nothing() {
+        let memlock = process_of("0 1000 1\n", "VmLck: 8 kB\nCapEff: 0000000000004000\n", LIMITS);
+        assert!(memlock.advice(1 << 20).contains("RLIMIT_MEMLOCK is 65536 bytes"));
     }
 
     #[test]
