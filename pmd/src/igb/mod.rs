@@ -1,1 +1,4 @@
-//! The 82576 family.
+//! Driver for the Intel 82576 Gigabit Ethernet controller and its successors.
+
+pub mod desc;
+pub mod regs;
