@@ -314,10 +314,9 @@ pub const fn rdt(q: usize) -> Reg<Wo> {
 pub const fn rxdctl(q: usize) -> Reg<Rw> {
     rx_queue(q, 0x28)
 }
-/// Receive Queue Drop Packet Count of queue `q`: reading clears it.
-pub const fn rqdpc(q: usize) -> Reg<Rc> {
-    assert!(q < MAX_QUEUES);
-    Reg::at(0xC030 + 0x40 * q)
+/// Receive Queue Drop Packet Count of queue `q`: reading clears it, on the I210 and I211 writing zero.
+pub const fn rqdpc(q: usize) -> Reg<Rw> {
+    rx_queue(q, 0x30)
 }
 /// Bits of [`rxdctl`](fn@rxdctl) and [`txdctl`](fn@txdctl).
 pub mod xdctl {

@@ -1,0 +1,381 @@
+//! Receive queues.
+//!
+//! ```text
+//!            next                          published      filled
+//!              │  frames come in here          │  not yet    │
+//!  ─ holes ─┬──▼──────────────────────────────▼─────────────▼── holes ─
+//!           harvest: slot → burst              doorbell       refill: pool → slot
+//! ```
+//!
+//! Positions count up for ever and are taken modulo the ring's length. `next <= published <= filled < next + length`:
+//! one hole always stays, because the device takes head = tail for an empty ring. Everything the device writes is
+//! checked: a length must fit the buffer, a chain must fit the largest frame.
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use spinwake::dma::DescRing;
+use spinwake::frame::{Burst, Checksum, DATA_ROOM, Frame, Pool};
+use spinwake::irq::Vector;
+use spinwake::port::{Offloads, PortError, RxCounters, RxQueue};
+
+use super::desc::rx as desc;
+use super::irq::QueueIrq;
+use super::nic::Nic;
+use super::regs::{self, srrctl, xdctl};
+
+/// Descriptors that are refilled and published together.
+const BATCH: usize = 32;
+/// Prefetch when fewer than 8 descriptors are on the chip and 8 are in memory; write each back at once.
+const THRESHOLDS: u32 = 8 << xdctl::PTHRESH_SHIFT | 8 << xdctl::HTHRESH_SHIFT | 1 << xdctl::WTHRESH_SHIFT;
+const _: () = assert!(DATA_ROOM.is_multiple_of(1024), "SRRCTL counts buffers in KiB");
+
+/// What a receive queue needs to know.
+pub(super) struct RxSetup {
+    pub(super) queue: usize,
+    pub(super) ring_len: usize,
+    /// Bytes of the longest frame, without frame check sequence.
+    pub(super) max_frame: usize,
+    pub(super) offloads: Offloads,
+    /// Drop frames that find no descriptor, so that they do not block other queues.
+    pub(super) drop: bool,
+    pub(super) irq: Option<QueueIrq>,
+    pub(super) counters: Arc<RxCounters>,
+}
+
+/// One receive queue.
+#[derive(Debug)]
+pub(super) struct IgbRx {
+    nic: Arc<Nic>,
+    queue: usize,
+    /// `None` only when it had to be left to the device.
+    ring: Option<DescRing>,
+    /// The buffer of each descriptor; as many as the ring has.
+    slots: Box<[Option<Frame>]>,
+    /// The next descriptor to look at.
+    next: usize,
+    /// The device may fill descriptors below this one.
+    published: usize,
+    /// Descriptors below this one have a buffer.
+    filled: usize,
+    /// Refill and publish in units of this many.
+    batch: usize,
+    chain: Chain,
+    /// Some offload wants more of a descriptor than its length.
+    metadata: bool,
+    offloads: Offloads,
+    max_frame: usize,
+    irq: Option<QueueIrq>,
+    counters: Arc<RxCounters>,
+}
+
+/// A frame of several buffers that is still coming in.
+#[derive(Debug, Default)]
+struct Chain {
+    head: Option<Frame>,
+    len: usize,
+    /// The frame turned out to be bad: drop the rest of it.
+    skip: bool,
+}
+
+impl Chain {
+    fn is_idle(&self) -> bool {
+        self.head.is_none() && !self.skip
+    }
+}
+
+/// What a burst adds to the counters.
+#[derive(Debug, Default)]
+struct Tally {
+    frames: usize,
+    bytes: usize,
+    errors: u64,
+    lies: u64,
+}
+
+impl IgbRx {
+    /// Sets the queue up and enables it. Its ring is empty.
+    pub(super) fn start(nic: Arc<Nic>, setup: RxSetup) -> Result<Self, PortError> {
+        let RxSetup { queue, ring_len, max_frame, offloads, drop, irq, counters } = setup;
+        let ring = DescRing::new(nic.domain(), ring_len, nic.device.numa_node())
+            .map_err(|source| PortError::Dma { port: nic.name().into(), source })?;
+        let base = ring.iova().get();
+        let this = Self {
+            queue,
+            slots: (0..ring_len).map(|_| None).collect(),
+            next: 0,
+            published: 0,
+            filled: 0,
+            batch: BATCH.min(ring_len / 4),
+            chain: Chain::default(),
+            metadata: offloads.rx_checksum || offloads.vlan_strip || offloads.rss_hash,
+            offloads,
+            max_frame,
+            irq,
+            counters,
+            ring: Some(ring),
+            nic,
+        };
+        this.nic.born();
+        let bar = &this.nic.bar;
+        bar.write(regs::rdbal(queue), base as u32);
+        bar.write(regs::rdbah(queue), (base >> 32) as u32);
+        bar.write(regs::rdlen(queue), (ring_len * 16) as u32);
+        let drop = if drop { srrctl::DROP_EN } else { 0 };
+        bar.write(regs::srrctl(queue), (DATA_ROOM / 1024) as u32 | srrctl::DESCTYPE_ADV_ONEBUF | drop);
+        // Hardware resets the head when the queue is enabled; QEMU's igb leaves it where it was.
+        bar.write(regs::rdh(queue), 0);
+        bar.write(regs::rdt(queue), 0);
+        this.nic.start_queue(regs::rxdctl(queue), THRESHOLDS, "the start of a receive queue")?;
+        Ok(this)
+    }
+
+    /// Moves plain frames, one buffer each, into `burst`. Returns whether it stopped at a descriptor that is not plain.
+    #[inline(always)]
+    fn harvest(&mut self, burst: &mut Burst, tally: &mut Tally) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        let mut want = burst.remaining_capacity().min(self.published - self.next);
+        while want > 0 {
+            // Up to the end of the ring at a time, so that slots are walked rather than indexed.
+            let at = self.next & (self.slots.len() - 1);
+            let slots = &mut self.slots[at..];
+            let run = want.min(slots.len());
+            let start = self.next;
+            let mut next = start;
+            let mut bytes = 0;
+            let mut stop = Stop::Full;
+            for slot in &mut slots[..run] {
+                let word = ring.load(next, 1, Ordering::Acquire);
+                let len = desc::len(word);
+                if word & (desc::DD | desc::EOP | desc::RXE) != desc::DD | desc::EOP || !fits(len) {
+                    stop = if word & desc::DD == 0 { Stop::NotDone } else { Stop::Odd };
+                    break;
+                }
+                let Some(mut frame) = slot.take() else {
+                    stop = Stop::Odd;
+                    break;
+                };
+                frame.set_len(len);
+                if self.metadata {
+                    annotate(&mut frame, ring.load(next, 0, Ordering::Relaxed), word, self.offloads);
+                }
+                burst.push(frame);
+                bytes += len;
+                next += 1;
+            }
+            self.next = next;
+            tally.frames += next - start;
+            tally.bytes += bytes;
+            match stop {
+                Stop::Full => want -= run,
+                Stop::NotDone => return false,
+                Stop::Odd => return true,
+            }
+        }
+        false
+    }
+
+    /// Takes descriptors one by one until a frame ends: chains, broken frames, and what should not be. Returns whether one
+    /// ended, so that plain ones may follow.
+    #[cold]
+    #[inline(never)]
+    fn harvest_odd(&mut self, pool: &mut Pool, burst: &mut Burst, tally: &mut Tally) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        let mask = self.slots.len() - 1;
+        while self.next != self.published && !burst.is_full() {
+            let word = ring.load(self.next, 1, Ordering::Acquire);
+            if word & desc::DD == 0 {
+                return false;
+            }
+            let hash_word = ring.load(self.next, 0, Ordering::Relaxed);
+            let slot = self.slots[self.next & mask].take();
+            self.next += 1;
+            let Some(mut frame) = slot else { continue };
+            let len = desc::len(word);
+            let last = word & desc::EOP != 0;
+            // The device fills a buffer before it goes on to the next.
+            let sane = fits(len) && (last || len == DATA_ROOM) && self.chain.len + len <= self.max_frame.max(DATA_ROOM);
+            if self.chain.skip || word & desc::RXE != 0 || !sane {
+                if !self.chain.skip {
+                    let broken = word & desc::RXE != 0;
+                    tally.errors += u64::from(broken);
+                    tally.lies += u64::from(!broken);
+                }
+                pool.give(frame);
+                if let Some(head) = self.chain.head.take() {
+                    pool.give(head);
+                }
+                self.chain = Chain { skip: !last, ..Chain::default() };
+            } else {
+                frame.set_len(len);
+                self.chain.len += len;
+                match &mut self.chain.head {
+                    Some(head) => head.chain(frame),
+                    None => self.chain.head = Some(frame),
+                }
+                if last && let Some(mut head) = self.chain.head.take() {
+                    if self.metadata {
+                        annotate(&mut head, hash_word, word, self.offloads);
+                    }
+                    tally.frames += 1;
+                    tally.bytes += mem::take(&mut self.chain.len);
+                    burst.push(head);
+                }
+            }
+            if last {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Puts buffers into the holes. Returns whether the pool had enough.
+    #[inline(always)]
+    fn refill(&mut self, pool: &mut Pool) -> bool {
+        let Some(ring) = &self.ring else { return true };
+        let mut want = self.next + self.slots.len() - 1 - self.filled;
+        while want > 0 {
+            let at = self.filled & (self.slots.len() - 1);
+            let slots = &mut self.slots[at..];
+            let run = want.min(slots.len());
+            let mut filled = self.filled;
+            let mut dry = false;
+            for slot in &mut slots[..run] {
+                let Some(frame) = pool.take() else {
+                    dry = true;
+                    break;
+                };
+                let [word0, word1] = desc::give(pool.iova(&frame));
+                ring.store(filled, 0, word0);
+                ring.store(filled, 1, word1);
+                // A hole holds nothing, so nothing is lost; forgetting says so without a check.
+                mem::forget(slot.replace(frame));
+                filled += 1;
+            }
+            self.filled = filled;
+            if dry {
+                return false;
+            }
+            want -= run;
+        }
+        true
+    }
+
+    /// Refills the ring if a batch is missing, and tells the device if it is worth a register write.
+    #[inline(always)]
+    fn replenish(&mut self, pool: &mut Pool) {
+        let len = self.slots.len();
+        if self.next + len - 1 - self.filled >= self.batch {
+            if !self.refill(pool) {
+                self.counters.no_buf.add(1);
+            }
+            let unpublished = self.filled - self.published;
+            // A device that runs short is told of every single buffer.
+            let short = self.published - self.next < self.batch;
+            if unpublished >= self.batch || (short && unpublished > 0) {
+                self.published = self.filled;
+                self.nic.bar.doorbell(regs::rdt(self.queue), (self.published & (len - 1)) as u32);
+            }
+        }
+    }
+}
+
+/// Why [`IgbRx::harvest`] stopped.
+enum Stop {
+    Full,
+    NotDone,
+    Odd,
+}
+
+/// Whether a frame of `len` bytes is one, and fits a buffer.
+#[inline(always)]
+fn fits(len: usize) -> bool {
+    len.wrapping_sub(1) < DATA_ROOM
+}
+
+/// Notes in the frame what the device found out about it.
+fn annotate(frame: &mut Frame, word0: u64, word1: u64, offloads: Offloads) {
+    if offloads.vlan_strip && word1 & desc::VP != 0 {
+        frame.set_vlan(Some(desc::vlan(word1)));
+    }
+    if offloads.rx_checksum {
+        let verdict = |checked, error| match (word1 & checked != 0, word1 & error != 0) {
+            (false, _) => Checksum::Unknown,
+            (true, false) => Checksum::Good,
+            (true, true) => Checksum::Bad,
+        };
+        // A UDP packet over IPv4 may come without a checksum: hardware then sets L4I without UDPCS (datasheet 7.1.5.2).
+        frame.set_checksums(verdict(desc::IPCS, desc::IPE), verdict(desc::L4I, desc::L4E));
+    }
+    if offloads.rss_hash
+        && let Some(hash) = desc::rss_hash(word0)
+    {
+        frame.set_rss_hash(hash);
+    }
+}
+
+impl RxQueue for IgbRx {
+    fn rx_burst(&mut self, pool: &mut Pool, burst: &mut Burst) -> usize {
+        let mut tally = Tally::default();
+        // A chain that the last burst left unfinished comes first.
+        let mut odd = !self.chain.is_idle();
+        while !odd || self.harvest_odd(pool, burst, &mut tally) {
+            odd = self.harvest(burst, &mut tally);
+            if !odd {
+                break;
+            }
+        }
+        if tally.frames > 0 {
+            self.counters.frames.add(tally.frames as u64);
+            self.counters.bytes.add(tally.bytes as u64);
+        }
+        if tally.errors | tally.lies != 0 {
+            self.counters.errors.add(tally.errors);
+            self.counters.lies.add(tally.lies);
+        }
+        self.replenish(pool);
+        tally.frames
+    }
+
+    fn pending(&self) -> bool {
+        let Some(ring) = &self.ring else { return false };
+        self.next != self.published && ring.load(self.next, 1, Ordering::Relaxed) & desc::DD != 0
+    }
+
+    fn arm(&mut self) {
+        if let Some(irq) = &mut self.irq {
+            irq.arm(&self.nic);
+        }
+    }
+
+    fn disarm(&mut self) {
+        if let Some(irq) = &mut self.irq {
+            irq.disarm(&self.nic);
+        }
+    }
+
+    fn vector(&self) -> Option<&Arc<Vector>> {
+        self.irq.as_ref().map(QueueIrq::vector)
+    }
+
+    fn counters(&self) -> &Arc<RxCounters> {
+        &self.counters
+    }
+}
+
+impl Drop for IgbRx {
+    fn drop(&mut self) {
+        self.disarm();
+        if !self.nic.stop_queue(regs::rxdctl(self.queue)) {
+            self.slots.iter_mut().for_each(|slot| mem::forget(slot.take()));
+            if let Some(ring) = self.ring.take() {
+                ring.leak();
+            }
+        }
+        // What is not left to the device goes home before the port may start again.
+        self.slots = Box::default();
+        self.ring = None;
+        self.nic.died();
+    }
+}

@@ -1,0 +1,364 @@
+//! Transmit queues.
+//!
+//! One data descriptor a segment. Only the last descriptor of a batch (a burst, or a quarter of a small ring) asks for
+//! its completion, so one look at that descriptor tells that all frames of the batch are done.
+//!
+//! Frames that need nothing but sending take the short path: two passes over the burst, one that writes descriptors,
+//! one that moves frames into slots. The first frame that is a chain, wants a VLAN tag or a checksum, or cannot be sent,
+//! sends the rest of its burst down the careful path.
+
+use std::mem;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use spinwake::dma::DescRing;
+use spinwake::frame::{Burst, Frame, L4Checksum, Pool};
+use spinwake::port::{Offloads, PortError, TxCounters, TxQueue};
+
+use super::desc::tx as desc;
+use super::nic::Nic;
+use super::regs::{self, xdctl};
+
+/// The shortest frame that the device takes; it pads up to 64 (TCTL.PSP).
+const MIN_FRAME: usize = 17;
+/// Segments of a chain at most. QEMU's igb takes 64; with a context descriptor they fit the smallest ring.
+const MAX_SEGMENTS: usize = 24;
+/// Prefetch when fewer than 8 descriptors are on the chip; write back at once.
+const THRESHOLDS: u32 = 8 << xdctl::PTHRESH_SHIFT | 1 << xdctl::HTHRESH_SHIFT | 1 << xdctl::WTHRESH_SHIFT;
+/// The least a network header can have, and an Ethernet header.
+const MIN_L3: usize = 20;
+const ETHERNET: usize = 14;
+const VLAN_TAG: usize = 4;
+
+/// What a transmit queue needs to know.
+pub(super) struct TxSetup {
+    pub(super) queue: usize,
+    pub(super) ring_len: usize,
+    /// Bytes of the longest frame, without frame check sequence.
+    pub(super) max_frame: usize,
+    pub(super) offloads: Offloads,
+    pub(super) counters: Arc<TxCounters>,
+}
+
+/// One transmit queue. Positions count up for ever and are taken modulo the ring's length.
+#[derive(Debug)]
+pub(super) struct IgbTx {
+    nic: Arc<Nic>,
+    queue: usize,
+    /// `None` only when it had to be left to the device.
+    ring: Option<DescRing>,
+    /// The frame that each descriptor ends; as many as the ring has.
+    slots: Box<[Option<Frame>]>,
+    /// The next descriptor to write.
+    tail: usize,
+    /// The oldest descriptor whose frame was not given back.
+    clean: usize,
+    /// Where the batches in flight end (one past the last descriptor), oldest at `first_batch`; as many as the ring has.
+    batches: Box<[usize]>,
+    first_batch: usize,
+    next_batch: usize,
+    /// Descriptors in a batch at most.
+    batch: usize,
+    in_flight: usize,
+    /// The context that the device has.
+    context: Option<[u64; 2]>,
+    max_frame: usize,
+    offloads: Offloads,
+    counters: Arc<TxCounters>,
+}
+
+impl IgbTx {
+    /// Sets the queue up and enables it.
+    pub(super) fn start(nic: Arc<Nic>, setup: TxSetup) -> Result<Self, PortError> {
+        let TxSetup { queue, ring_len, max_frame, offloads, counters } = setup;
+        let ring = DescRing::new(nic.domain(), ring_len, nic.device.numa_node())
+            .map_err(|source| PortError::Dma { port: nic.name().into(), source })?;
+        let base = ring.iova().get();
+        let this = Self {
+            queue,
+            ring: Some(ring),
+            slots: (0..ring_len).map(|_| None).collect(),
+            tail: 0,
+            clean: 0,
+            batches: vec![0; ring_len].into(),
+            first_batch: 0,
+            next_batch: 0,
+            batch: ring_len / 4,
+            in_flight: 0,
+            context: None,
+            max_frame,
+            offloads,
+            counters,
+            nic,
+        };
+        this.nic.born();
+        let bar = &this.nic.bar;
+        bar.write(regs::tdbal(queue), base as u32);
+        bar.write(regs::tdbah(queue), (base >> 32) as u32);
+        bar.write(regs::tdlen(queue), (ring_len * 16) as u32);
+        bar.write(regs::tdwbal(queue), 0);
+        bar.write(regs::tdwbah(queue), 0);
+        bar.write(regs::tdh(queue), 0);
+        bar.write(regs::tdt(queue), 0);
+        this.nic.start_queue(regs::txdctl(queue), THRESHOLDS, "the start of a transmit queue")?;
+        Ok(this)
+    }
+
+    /// Descriptors that may be written; one stays free, because head = tail means an empty ring.
+    #[inline(always)]
+    fn free(&self) -> usize {
+        self.slots.len() - 1 - (self.tail - self.clean)
+    }
+
+    /// Gives the frames of finished batches back; returns how many.
+    #[inline(always)]
+    fn reclaim_batches(&mut self, pool: &mut Pool) -> usize {
+        let Some(ring) = &self.ring else { return 0 };
+        let mut frames = 0;
+        while self.first_batch != self.next_batch {
+            let end = self.batches[self.first_batch & (self.slots.len() - 1)];
+            if ring.load(end.wrapping_sub(1), 1, Ordering::Acquire) & desc::DD == 0 {
+                break;
+            }
+            self.first_batch += 1;
+            while self.clean != end {
+                let at = self.clean & (self.slots.len() - 1);
+                let slots = &mut self.slots[at..];
+                let run = slots.len().min(end - self.clean);
+                for slot in &mut slots[..run] {
+                    if let Some(frame) = slot.take() {
+                        pool.give(frame);
+                        frames += 1;
+                    }
+                }
+                self.clean += run;
+            }
+        }
+        self.in_flight -= frames;
+        frames
+    }
+
+    /// Asks for the completion of the last descriptor written, on behalf of all since the last batch.
+    #[inline(always)]
+    fn close_batch(&mut self) {
+        let Some(ring) = &self.ring else { return };
+        let last = self.tail.wrapping_sub(1);
+        ring.store(last, 1, ring.load(last, 1, Ordering::Relaxed) | desc::RS);
+        self.batches[self.next_batch & (self.slots.len() - 1)] = self.tail;
+        self.next_batch += 1;
+    }
+
+    /// Sends frames from the front of `burst` that need nothing but sending, at most a batch. Returns frames and bytes.
+    #[inline(always)]
+    fn send_plain(&mut self, pool: &Pool, burst: &mut Burst) -> (usize, usize) {
+        let Some(ring) = &self.ring else { return (0, 0) };
+        let limit = self.free().min(self.batch).min(burst.len());
+        let longest = self.max_frame - MIN_FRAME;
+        let mut tail = self.tail;
+        let mut bytes = 0;
+        for frame in &burst[..limit] {
+            let len = frame.len();
+            if frame.needs_care() || len.wrapping_sub(MIN_FRAME) > longest {
+                break;
+            }
+            ring.store(tail, 0, pool.iova(frame).get());
+            ring.store(tail, 1, desc::whole(len));
+            tail += 1;
+            bytes += len;
+        }
+        let sent = tail - self.tail;
+        if sent > 0 {
+            let mut frames = burst.drain(..sent);
+            while self.tail != tail {
+                let at = self.tail & (self.slots.len() - 1);
+                let slots = &mut self.slots[at..];
+                let run = slots.len().min(tail - self.tail);
+                for (slot, frame) in slots[..run].iter_mut().zip(&mut frames) {
+                    // A free slot holds nothing, so nothing is lost; forgetting says so without a check.
+                    mem::forget(slot.replace(frame));
+                }
+                self.tail += run;
+            }
+            drop(frames);
+            self.close_batch();
+        }
+        (sent, bytes)
+    }
+
+    /// Sends or refuses frames from the front of `burst`, whatever they are. Returns how many it took, and how many
+    /// frames and bytes it sent.
+    #[cold]
+    #[inline(never)]
+    fn send_careful(&mut self, pool: &Pool, burst: &mut Burst) -> (usize, usize, usize) {
+        let mut free = self.free();
+        let mut fit = 0;
+        for frame in burst.iter() {
+            let need = self.segments_of(frame).map_or(0, |segments| segments + 1);
+            if need > free {
+                break;
+            }
+            free -= need;
+            fit += 1;
+        }
+        let (mut sent, mut bytes, mut refused) = (0, 0, 0);
+        let mut open = self.tail;
+        for frame in burst.drain(..fit) {
+            if self.segments_of(&frame).is_none() {
+                // Dropping it sends it home.
+                refused += 1;
+                continue;
+            }
+            sent += 1;
+            bytes += self.send_any(pool, frame);
+            if self.tail - open >= self.batch {
+                self.close_batch();
+                open = self.tail;
+            }
+        }
+        if self.tail != open {
+            self.close_batch();
+        }
+        if refused > 0 {
+            self.counters.refused.add(refused);
+        }
+        (fit, sent, bytes)
+    }
+
+    /// How many segments `frame` has; `None` if the device cannot send it.
+    fn segments_of(&self, frame: &Frame) -> Option<usize> {
+        let mut total = 0;
+        let mut segments = 0;
+        for segment in frame.segments() {
+            // An empty buffer has no meaning to the device.
+            if segment.is_empty() || segments == MAX_SEGMENTS {
+                return None;
+            }
+            total += segment.len();
+            segments += 1;
+        }
+        if frame.vlan().is_some() && !self.offloads.vlan_insert {
+            return None;
+        }
+        if let Some((l2, l3, _, l4)) = frame.requested_checksums() {
+            let l4_len = match l4 {
+                L4Checksum::None => 0,
+                L4Checksum::Udp => 8,
+                L4Checksum::Tcp => 20,
+            };
+            if !self.offloads.tx_checksum || l2 < ETHERNET || l3 < MIN_L3 || l2 + l3 + l4_len > total {
+                return None;
+            }
+        }
+        let longest = self.max_frame - if frame.vlan().is_some() { VLAN_TAG } else { 0 };
+        (MIN_FRAME..=longest).contains(&total).then_some(segments)
+    }
+
+    /// Writes the descriptors of one frame that can be sent and for which there is room. Returns its bytes.
+    fn send_any(&mut self, pool: &Pool, frame: Frame) -> usize {
+        let Some(ring) = &self.ring else { return 0 };
+        let total = frame.total_len();
+        let mut options = 0;
+        if frame.needs_care() {
+            let (context, wanted) = context_of(&frame);
+            options = wanted;
+            if wanted != 0 && self.context != Some(context) {
+                ring.store(self.tail, 0, context[0]);
+                ring.store(self.tail, 1, context[1]);
+                self.context = Some(context);
+                self.tail += 1;
+            }
+        }
+        let mut segments = frame.segments().peekable();
+        while let Some(segment) = segments.next() {
+            let end = if segments.peek().is_none() { desc::EOP } else { 0 };
+            ring.store(self.tail, 0, pool.iova(segment).get());
+            ring.store(self.tail, 1, desc::part(segment.len(), total, options | end));
+            self.tail += 1;
+        }
+        let last = self.tail.wrapping_sub(1) & (self.slots.len() - 1);
+        self.slots[last] = Some(frame);
+        total
+    }
+}
+
+/// The context descriptor that `frame` needs, and the options of its data descriptors: zero when it needs none.
+fn context_of(frame: &Frame) -> ([u64; 2], u64) {
+    let mut options = 0;
+    let (mut l2_len, mut l3_len, mut tucmd) = (ETHERNET, 0, 0);
+    if let Some((l2, l3, network, transport)) = frame.requested_checksums() {
+        (l2_len, l3_len) = (l2, l3);
+        if network {
+            options |= desc::IXSM;
+            tucmd |= desc::TUCMD_IPV4;
+        }
+        match transport {
+            L4Checksum::None => {}
+            L4Checksum::Tcp => {
+                options |= desc::TXSM;
+                tucmd |= desc::TUCMD_TCP;
+            }
+            L4Checksum::Udp => {
+                options |= desc::TXSM;
+                tucmd |= desc::TUCMD_UDP;
+            }
+        }
+    }
+    if frame.vlan().is_some() {
+        options |= desc::VLE;
+    }
+    (desc::context(frame.vlan().unwrap_or(0), l2_len, l3_len, tucmd), options)
+}
+
+impl TxQueue for IgbTx {
+    fn tx_burst(&mut self, pool: &mut Pool, burst: &mut Burst) -> usize {
+        self.reclaim_batches(pool);
+        let (mut taken, mut frames, mut bytes) = (0, 0, 0);
+        let before = self.tail;
+        while !burst.is_empty() {
+            let (sent, sent_bytes) = self.send_plain(pool, burst);
+            (taken, frames, bytes) = (taken + sent, frames + sent, bytes + sent_bytes);
+            if sent == 0 {
+                let (more, sent, sent_bytes) = self.send_careful(pool, burst);
+                (taken, frames, bytes) = (taken + more, frames + sent, bytes + sent_bytes);
+                break;
+            }
+        }
+        if !burst.is_empty() {
+            self.counters.full.add(1);
+        }
+        if self.tail != before {
+            self.in_flight += frames;
+            self.counters.frames.add(frames as u64);
+            self.counters.bytes.add(bytes as u64);
+            self.nic.bar.doorbell(regs::tdt(self.queue), (self.tail & (self.slots.len() - 1)) as u32);
+        }
+        taken
+    }
+
+    fn reclaim(&mut self, pool: &mut Pool) -> usize {
+        self.reclaim_batches(pool)
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    fn counters(&self) -> &Arc<TxCounters> {
+        &self.counters
+    }
+}
+
+impl Drop for IgbTx {
+    fn drop(&mut self) {
+        if !self.nic.stop_queue(regs::txdctl(self.queue)) {
+            self.slots.iter_mut().for_each(|slot| mem::forget(slot.take()));
+            if let Some(ring) = self.ring.take() {
+                ring.leak();
+            }
+        }
+        // What is not left to the device goes home before the port may start again.
+        self.slots = Box::default();
+        self.ring = None;
+        self.nic.died();
+    }
+}
