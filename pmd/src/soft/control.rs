@@ -1,0 +1,128 @@
+//! The handle by which a test drives a soft NIC from outside: faults on demand, frames, the cable, and counts.
+
+use std::ops::RangeInclusive;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use spinwake::port::MacAddr;
+
+use super::fault::{Fault, FaultCounts};
+use super::nic::{Nic, Order, pending};
+use super::spec::Rate;
+
+/// Controls one soft NIC. Clones control the same one; after it was closed they do nothing.
+#[derive(Debug, Clone)]
+pub struct Control {
+    nic: Arc<Nic>,
+}
+
+/// What the model has counted besides faults and traffic.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ModelCounts {
+    /// Accesses of the device to addresses that were not mapped.
+    pub dma_faults: u64,
+    /// Accesses to registers that the model does not know.
+    pub unknown_registers: u64,
+    /// Transmit descriptors and tails that make no sense, and frames that were not sent because of them.
+    pub bad_descriptors: u64,
+    /// Frames that the receive filters refused.
+    pub filtered: u64,
+    /// Frames lost because the link was down or the device did not answer.
+    pub unlinked: u64,
+}
+
+impl Control {
+    pub(super) fn new(nic: Arc<Nic>) -> Self {
+        Self { nic }
+    }
+
+    /// Its own address.
+    pub fn mac(&self) -> MacAddr {
+        self.nic.mac
+    }
+
+    /// Makes `fault` happen at its next `n` chances. Spurious interrupts, link flaps and stalls happen at once.
+    pub fn inject(&self, fault: Fault, n: u32) {
+        self.nic.faults.ask(fault, n);
+        self.nic.notify(pending::ORDERS);
+    }
+
+    /// Pulls the cable, or puts it back.
+    pub fn set_link(&self, up: bool) {
+        self.nic.unlinked.store(!up, Ordering::Release);
+        self.nic.notify(pending::ORDERS);
+    }
+
+    /// Stops the device, or lets it go on: while it stands still, registers read all ones, writes are lost, and there is
+    /// no DMA and no interrupt. When this returns the device stands still.
+    pub fn stall(&self, on: bool) {
+        self.nic.halted.store(on, Ordering::Release);
+        self.settle(Duration::from_secs(5));
+    }
+
+    /// Puts `n` frames of the generator on the wire to the port, whatever its rate.
+    pub fn send(&self, n: u32) {
+        self.nic.order(Order::Send(n));
+    }
+
+    /// Puts a frame of the caller's (without check sequence) on the wire to the port.
+    pub fn send_frame(&self, frame: &[u8]) {
+        self.nic.order(Order::Frame(frame.to_vec()));
+    }
+
+    /// Changes the generator's rate.
+    pub fn set_rate(&self, rate: Rate) {
+        self.nic.order(Order::Rate(rate));
+    }
+
+    /// Lets a frame arrive exactly between a driver's empty poll and its arming, the next `n` times: each write that
+    /// unmasks interrupts (EIMS, IMS) first waits until one generator frame has been received into the ring.
+    pub fn race_arm(&self, n: u32) {
+        self.nic.races.store(n, Ordering::Relaxed);
+    }
+
+    /// From now on keeps what the port sends to the built-in sink.
+    pub fn capture(&self) {
+        *self.nic.account.captured.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());
+    }
+
+    /// What was kept since [`capture`](Self::capture) or the last call.
+    pub fn captured(&self) -> Vec<Vec<u8>> {
+        let mut captured = self.nic.account.captured.lock().unwrap_or_else(PoisonError::into_inner);
+        captured.as_mut().map(std::mem::take).unwrap_or_default()
+    }
+
+    /// Waits until the device has done everything that it was told before this call; false when `limit` passed first.
+    pub fn settle(&self, limit: Duration) -> bool {
+        let ticket = self.nic.order(Order::Barrier);
+        self.nic.await_order(ticket, limit)
+    }
+
+    /// The faults made so far.
+    pub fn faults(&self) -> FaultCounts {
+        self.nic.fault_counts()
+    }
+
+    /// What else was counted.
+    pub fn counts(&self) -> ModelCounts {
+        let account = &self.nic.account;
+        ModelCounts {
+            dma_faults: self.nic.memory.faults(),
+            unknown_registers: account.unknown_registers.load(Ordering::Relaxed),
+            bad_descriptors: account.bad_descriptors.load(Ordering::Relaxed),
+            filtered: account.filtered.load(Ordering::Relaxed),
+            unlinked: account.unlinked.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Permits only these addresses for DMA mappings made from now on (inclusive, ascending, without overlap).
+    pub fn restrict_iova(&self, ranges: Vec<RangeInclusive<u64>>) {
+        self.nic.memory.set_ranges(ranges);
+    }
+
+    /// Lets the IOMMU take at most `limit` mappings; `None` for any number.
+    pub fn limit_mappings(&self, limit: Option<usize>) {
+        self.nic.memory.set_limit(limit);
+    }
+}

@@ -1,0 +1,162 @@
+//! Where frames end that a port sent to its built-in partner: each is checked, timed and accounted for.
+//!
+//! The [`Ledger`] is common to all sinks, so that a frame which comes out of two ports is seen to be two. It also knows
+//! what faults did: a copy that a fault made is no duplicate of the driver's, and two frames that a lying descriptor
+//! chained together are no corruption of the driver's.
+
+use std::collections::HashMap;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use super::generator::{FrameId, Stamp};
+use super::nic::Nic;
+
+/// How many of a generator's latest frames are remembered.
+const WINDOW: u64 = 1 << 20;
+/// How many notes about faults are kept; beyond, the oldest go.
+const NOTES: usize = 1 << 16;
+
+/// Who has come in.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    generators: HashMap<u16, Window>,
+    /// Copies that faults made, not yet seen.
+    copies: HashMap<FrameId, u32>,
+    /// Frames about which a descriptor lied.
+    tainted: HashMap<FrameId, ()>,
+}
+
+/// A sliding bitmap over a generator's sequence numbers.
+#[derive(Debug)]
+struct Window {
+    bits: Vec<u64>,
+    /// One past the highest number seen.
+    end: u64,
+}
+
+impl Ledger {
+    /// Notes that a fault made a copy of this frame.
+    pub(super) fn copied(&mut self, frame: &[u8]) {
+        if let Some(stamp) = Stamp::claimed(frame) {
+            if self.copies.len() >= NOTES {
+                self.copies.clear();
+            }
+            *self.copies.entry(stamp.id).or_default() += 1;
+        }
+    }
+
+    /// Notes that a descriptor lied about this frame in a way that cannot be noticed.
+    pub(super) fn taint(&mut self, frame: &[u8]) {
+        if let Some(stamp) = Stamp::claimed(frame) {
+            if self.tainted.len() >= NOTES {
+                self.tainted.clear();
+            }
+            self.tainted.insert(stamp.id, ());
+        }
+    }
+
+    /// Forgets a generator that is gone.
+    pub(super) fn forget(&mut self, generator: u16) {
+        self.generators.remove(&generator);
+        self.copies.retain(|id, _| id.0 != generator);
+        self.tainted.retain(|id, ()| id.0 != generator);
+    }
+
+    /// Whether frame `id` came in for the first time.
+    fn is_new(&mut self, (generator, sequence): FrameId) -> bool {
+        let window = self
+            .generators
+            .entry(generator)
+            .or_insert_with(|| Window { bits: vec![0; (WINDOW / 64) as usize], end: 0 });
+        window.mark(sequence)
+    }
+
+    /// Whether a copy of frame `id` is expected; takes it off the list.
+    fn take_copy(&mut self, id: FrameId) -> bool {
+        let Some(left) = self.copies.get_mut(&id) else { return false };
+        *left -= 1;
+        if *left == 0 {
+            self.copies.remove(&id);
+        }
+        true
+    }
+}
+
+impl Window {
+    /// Marks `n`; false when it was marked, or is too old to tell.
+    fn mark(&mut self, n: u64) -> bool {
+        if n >= self.end {
+            let from = self.end.max((n + 1).saturating_sub(WINDOW));
+            for gone in from..=n {
+                self.bits[(gone % WINDOW / 64) as usize] &= !(1 << (gone % 64));
+            }
+            self.end = n + 1;
+        } else if n + WINDOW < self.end {
+            return false;
+        }
+        let (word, bit) = ((n % WINDOW / 64) as usize, 1 << (n % 64));
+        let new = self.bits[word] & bit == 0;
+        self.bits[word] |= bit;
+        new
+    }
+}
+
+/// Takes in what `nic` sent, and empties `frames` into `spare`.
+pub(super) fn take_in(
+    nic: &Nic,
+    ledger: &mut Ledger,
+    frames: &mut Vec<Vec<u8>>,
+    spare: &mut Vec<Vec<u8>>,
+    now_ns: u64,
+) {
+    if frames.is_empty() {
+        return;
+    }
+    let account = &nic.account;
+    let mut captured = account.captured.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut latency = account.latency_ns.lock().unwrap_or_else(PoisonError::into_inner);
+    for frame in frames.drain(..) {
+        match Stamp::checked(&frame) {
+            Some(stamp) if ledger.is_new(stamp.id) => {
+                account.received.fetch_add(1, Ordering::Relaxed);
+                latency.saturating_record(stamp.age_ns(now_ns).max(1));
+            }
+            Some(stamp) if ledger.take_copy(stamp.id) => {
+                nic.faults.copies_seen.fetch_add(1, Ordering::Relaxed);
+            }
+            Some(_) => {
+                account.duplicates.fetch_add(1, Ordering::Relaxed);
+            }
+            None => match Stamp::claimed(&frame) {
+                Some(stamp) if ledger.tainted.contains_key(&stamp.id) => {
+                    nic.faults.tainted_seen.fetch_add(1, Ordering::Relaxed);
+                }
+                // A test that captures sends frames of its own.
+                None if captured.is_some() => {}
+                _ => {
+                    account.corrupt.fetch_add(1, Ordering::Relaxed);
+                }
+            },
+        }
+        match &mut *captured {
+            Some(list) => list.push(frame),
+            None => super::wire::recycle(frame, spare),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_knows_new_from_seen_and_from_too_old() {
+        let mut ledger = Ledger::default();
+        assert!(ledger.is_new((1, 5)) && ledger.is_new((1, 4)) && ledger.is_new((2, 5)));
+        assert!(!ledger.is_new((1, 5)));
+        assert!(ledger.is_new((1, WINDOW + 4)), "the same bit as 4, which it pushes out");
+        assert!(!ledger.is_new((1, 4)) && !ledger.is_new((1, 3)));
+        assert!(ledger.is_new((1, WINDOW + 3)));
+        assert!(ledger.is_new((1, 10 * WINDOW)) && ledger.is_new((1, 10 * WINDOW - 1)));
+    }
+}

@@ -1,0 +1,300 @@
+//! One soft NIC in the fabric: what happens to it in each round.
+
+use std::sync::Arc;
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
+
+use super::fault::Fault;
+use super::generator::Generator;
+use super::layout::{self as at, icr, queue, stat};
+use super::nic::{Nic, Order, pending};
+use super::registers::Tally;
+use super::rx::{Around, Placed, Receiver};
+use super::spec::Wire;
+use super::tx::Transmitter;
+use super::wire::{Ingress, Shared};
+
+/// Generator frames made in a round, and frames moved from the packet buffer into rings.
+const ROUND_MADE: u64 = 32;
+const ROUND_PLACED: usize = 256;
+/// How long the link is down, or the device stands still, when a fault says so.
+const OUTAGE_NS: u64 = 20_000_000;
+
+/// A NIC, with what only the fabric's thread touches.
+pub(super) struct Station {
+    pub(super) nic: Arc<Nic>,
+    pub(super) ingress: Ingress,
+    pub(super) tally: Tally,
+    /// What the port sent in this round.
+    pub(super) outbox: Vec<Vec<u8>>,
+    rx: Receiver,
+    tx: Transmitter,
+    generator: Generator,
+    /// The frame at the front of the packet buffer waits for descriptors.
+    blocked: bool,
+    flap: Outage,
+    stall: Outage,
+}
+
+/// How a round went.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Round {
+    /// Something moved: there may be more.
+    pub(super) busy: bool,
+    /// When the clock gives it something to do, in nanoseconds; `u64::MAX` for never.
+    pub(super) due_ns: u64,
+}
+
+impl Station {
+    pub(super) fn new(nic: Arc<Nic>) -> Self {
+        let spec = &nic.spec;
+        let generator = Generator::new(nic.id, nic.mac, spec.rate, spec.size.clone(), spec.seed ^ 0x3_0000);
+        Self {
+            ingress: Ingress::new(spec.seed ^ 0x4_0000),
+            tally: Tally::new(),
+            outbox: Vec::new(),
+            rx: Receiver::new(&nic),
+            tx: Transmitter::new(),
+            generator,
+            blocked: false,
+            flap: Outage::new(Fault::LinkFlap),
+            stall: Outage::new(Fault::Stall),
+            nic,
+        }
+    }
+
+    /// The name of the cable, if it has one.
+    pub(super) fn cable(&self) -> Option<&str> {
+        match &self.nic.spec.wire {
+            Wire::Cable(name) => Some(name),
+            Wire::Generator | Wire::Loop => None,
+        }
+    }
+
+    /// Does what there is to do now. `partner` tells whether somebody is at the other end of the wire.
+    pub(super) fn round(&mut self, shared: &mut Shared, partner: bool, now_ns: u64) -> Round {
+        let work = self.nic.take_work();
+        let mut orders = 0;
+        if work & pending::ORDERS != 0 {
+            orders = self.carry_out(shared, now_ns);
+        }
+        self.run_outages(partner, now_ns);
+        let mut busy = work != 0;
+        if self.nic.answers() {
+            busy |= self.run(shared, work, now_ns);
+        }
+        if orders > 0 {
+            self.nic.finish(orders);
+        }
+        Round { busy, due_ns: self.due_ns() }
+    }
+
+    fn run(&mut self, shared: &mut Shared, work: u64, now_ns: u64) -> bool {
+        let nic = self.nic.clone();
+        if work & pending::RESET != 0 {
+            self.reset(shared);
+        }
+        if work & pending::CONFIG != 0 {
+            self.configure();
+        }
+        self.tx.active |= work as u32 & 0xFFFF;
+        self.ingress.run(shared, &mut self.tally, now_ns);
+        let Some(dma) = nic.memory.dma() else {
+            self.generator.hold();
+            self.tally.flush(&nic.registers);
+            return false;
+        };
+
+        let link = nic.link_up();
+        if link && self.tx.active & self.tx.enabled != 0 {
+            self.tx.run(&nic, &dma, shared, &mut self.tally, &mut self.outbox);
+        }
+        let made = self.generate(&nic, shared, link, now_ns);
+
+        // A blocked frame waits for its queue's doorbell, and with it everything behind.
+        let mut placed = 0;
+        if !self.blocked || work & (0xFFFF << 16 | pending::CONFIG | pending::RESET) != 0 {
+            while placed < ROUND_PLACED
+                && let Some(frame) = self.ingress.front()
+            {
+                let mut around =
+                    Around { nic: &nic, dma: &dma, ledger: &mut shared.ledger, tally: &mut self.tally };
+                if self.rx.place(&mut around, frame) == Placed::NoRoom {
+                    if !self.blocked {
+                        self.tally.add(stat::RNBC, 1);
+                    }
+                    self.blocked = true;
+                    break;
+                }
+                self.blocked = false;
+                self.ingress.pop(shared);
+                placed += 1;
+            }
+        }
+        drop(dma);
+
+        let moved = !self.outbox.is_empty() || made > 0 || placed > 0;
+        self.interrupt(&nic);
+        nic.irq.run_timers(now_ns, &nic.faults);
+        self.tally.flush(&nic.registers);
+        moved
+    }
+
+    /// Puts the frames that are due on the wire.
+    fn generate(&mut self, nic: &Nic, shared: &mut Shared, link: bool, now_ns: u64) -> u64 {
+        if !link || !self.rx.is_on(nic) {
+            self.generator.hold();
+            return 0;
+        }
+        let greedy = self.generator.is_greedy();
+        if greedy && !(self.ingress.is_empty() && self.rx.has_room(nic)) {
+            return 0;
+        }
+        let due = self.generator.due(now_ns, ROUND_MADE);
+        self.send(shared, due, now_ns);
+        due
+    }
+
+    fn send(&mut self, shared: &mut Shared, count: u64, now_ns: u64) {
+        for _ in 0..count {
+            let mut frame = shared.take();
+            self.generator.make(now_ns, &mut frame);
+            self.nic.account.sent.fetch_add(1, Ordering::Relaxed);
+            self.ingress.arrive(&self.nic, shared, &mut self.tally, frame, now_ns);
+        }
+    }
+
+    fn interrupt(&mut self, nic: &Nic) {
+        let (rx, tx) = (std::mem::take(&mut self.rx.touched), std::mem::take(&mut self.tx.touched));
+        let mut causes = 0;
+        if rx != 0 {
+            causes |= icr::RXDW;
+        }
+        if tx != 0 {
+            causes |= icr::TXDW;
+        }
+        if self.tally.pending(stat::MPC) > 0 {
+            causes |= icr::RXMISS;
+        }
+        if causes != 0 {
+            nic.irq.raise(&nic.faults, causes, rx, tx);
+        }
+        let spurious = nic.faults.asked(Fault::IrqSpurious)
+            || rx != 0 && nic.faults.hit_anywhere(Fault::IrqSpurious);
+        if spurious {
+            nic.irq.spurious();
+        }
+    }
+
+    /// Carries out what was ordered; returns how many orders that were.
+    fn carry_out(&mut self, shared: &mut Shared, now_ns: u64) -> u64 {
+        let orders = std::mem::take(&mut self.nic.orders.lock().unwrap_or_else(PoisonError::into_inner).list);
+        let count = orders.len() as u64;
+        for order in orders {
+            match order {
+                Order::Send(count) => self.send(shared, count.into(), now_ns),
+                Order::Frame(frame) => {
+                    let nic = self.nic.clone();
+                    self.ingress.arrive(&nic, shared, &mut self.tally, frame, now_ns);
+                }
+                Order::Rate(rate) => self.generator.set_rate(rate),
+                Order::Reset => self.reset(shared),
+                Order::Barrier => {}
+            }
+        }
+        count
+    }
+
+    /// Starts and ends outages, and keeps the link.
+    fn run_outages(&mut self, partner: bool, now_ns: u64) {
+        let nic = &self.nic;
+        let flapping = self.flap.run(nic, now_ns);
+        nic.stalled.store(self.stall.run(nic, now_ns), Ordering::Relaxed);
+        let link = partner && !flapping && !nic.unlinked.load(Ordering::Relaxed);
+        if link != nic.link.load(Ordering::Relaxed) {
+            let was_up = nic.link_up();
+            nic.link.store(link, Ordering::Release);
+            if nic.link_up() != was_up {
+                nic.irq.raise(&nic.faults, icr::LSC, 0, 0);
+            }
+        }
+    }
+
+    /// Everything back to its value after a reset, and out of all rings.
+    fn reset(&mut self, shared: &mut Shared) {
+        (0..at::QUEUES).for_each(|q| self.tx.clear(q));
+        self.ingress.clear(shared);
+        self.blocked = false;
+        self.generator.hold();
+        self.nic.irq.reset();
+        self.tally = Tally::new();
+        self.nic.registers.reset(self.nic.mac);
+        self.configure();
+    }
+
+    /// Grants what the driver wishes of its queues, and takes over the RSS key.
+    fn configure(&mut self) {
+        let registers = &self.nic.registers;
+        let (mut rx, mut tx) = (0, 0);
+        for q in 0..at::QUEUES {
+            for (dctl, enabled) in [(at::rx(q, queue::DCTL), &mut rx), (at::tx(q, queue::DCTL), &mut tx)] {
+                let wish = registers.get(dctl) & at::DCTL_WISH != 0 && q < usize::from(self.nic.spec.queues);
+                let state = if wish { at::DCTL_ENABLE } else { 0 };
+                registers.update(dctl, |old| old & !at::DCTL_ENABLE | state);
+                *enabled |= u32::from(wish) << q;
+            }
+            if tx >> q & 1 == 0 {
+                self.tx.clear(q);
+            }
+        }
+        self.tx.active |= tx;
+        (self.rx.enabled, self.tx.enabled) = (rx, tx);
+        self.rx.configure(&self.nic);
+    }
+
+    fn due_ns(&self) -> u64 {
+        let outages = self.flap.due_ns.min(self.stall.due_ns);
+        if !self.nic.answers() {
+            return outages;
+        }
+        outages.min(self.generator.next_ns()).min(self.ingress.due_ns()).min(self.nic.irq.due_ns())
+    }
+}
+
+/// A fault that lasts: its period, and whether it is on.
+#[derive(Debug)]
+struct Outage {
+    fault: Fault,
+    on: bool,
+    /// When it next starts or ends, in nanoseconds; zero before the first look.
+    due_ns: u64,
+}
+
+impl Outage {
+    fn new(fault: Fault) -> Self {
+        Self { fault, on: false, due_ns: 0 }
+    }
+
+    /// Whether it is on now.
+    fn run(&mut self, nic: &Nic, now_ns: u64) -> bool {
+        let next = |period: Option<u64>| period.map_or(u64::MAX, |p| now_ns + p);
+        let period = nic.faults.period_ns(self.fault);
+        if self.due_ns == 0 {
+            self.due_ns = next(period);
+        }
+        if !self.on {
+            let planned = now_ns >= self.due_ns;
+            if planned {
+                nic.faults.count(self.fault);
+            }
+            if planned || nic.faults.asked(self.fault) {
+                self.on = true;
+                self.due_ns = now_ns + OUTAGE_NS.min(period.map_or(OUTAGE_NS, |p| p / 2));
+            }
+        } else if now_ns >= self.due_ns {
+            self.on = false;
+            self.due_ns = next(period);
+        }
+        self.on
+    }
+}
