@@ -337,7 +337,9 @@ mod tests {
 
     #[test]
     fn a_plan_that_means_nothing_is_refused() {
-        for text in ["", "drop:", "drop:1", "drop:101%", "drop:-1%", "gone", "delay:1y", "drop+", "stall:1ns", "delay:NaNs"] {
+        for text in
+            ["", "drop:", "drop:1", "drop:101%", "drop:-1%", "gone", "delay:1y", "drop+", "stall:1ns", "delay:NaNs"]
+        {
             assert_eq!(FaultPlan::parse(text), None, "{text}");
         }
     }

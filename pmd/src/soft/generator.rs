@@ -155,8 +155,10 @@ impl Stamp {
         let tag = if packet::be16(frame, 12) == Some(0x8100) { 4 } else { 0 };
         let at = ETHERNET + tag + 20 + UDP_HEADER;
         let stamp = frame.get(at..at + STAMP)?;
-        (packet::be16(stamp, 0)? == MAGIC)
-            .then(|| Self { id: (u16::from_be_bytes([stamp[2], stamp[3]]), be48(&stamp[4..])), time_ns: be48(&stamp[10..]) })
+        (packet::be16(stamp, 0)? == MAGIC).then(|| Self {
+            id: (u16::from_be_bytes([stamp[2], stamp[3]]), be48(&stamp[4..])),
+            time_ns: be48(&stamp[10..]),
+        })
     }
 
     /// The stamp of a frame that is exactly what a generator sent, but for what forwarders change: addresses of the link

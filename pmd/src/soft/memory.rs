@@ -100,12 +100,7 @@ impl SoftIommu {
     }
 
     fn refuse(&self, call: &'static str, kind: io::ErrorKind, why: String) -> DeviceError {
-        DeviceError::Call {
-            device: self.device.clone(),
-            call,
-            source: io::Error::new(kind, why),
-            hint: String::new(),
-        }
+        DeviceError::Call { device: self.device.clone(), call, source: io::Error::new(kind, why), hint: String::new() }
     }
 }
 
@@ -207,11 +202,7 @@ impl Dma<'_> {
             // SAFETY: `translate` gave `run` bytes of mapped memory (type invariant) and `left` has at least as many;
             // a driver's buffers are no part of the fabric's own memory.
             unsafe {
-                std::ptr::copy_nonoverlapping(
-                    left.as_ptr(),
-                    std::ptr::with_exposed_provenance_mut::<u8>(va),
-                    run,
-                );
+                std::ptr::copy_nonoverlapping(left.as_ptr(), std::ptr::with_exposed_provenance_mut::<u8>(va), run);
             };
             (iova, left) = (iova + run as u64, &left[run..]);
         }

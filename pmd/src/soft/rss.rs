@@ -44,9 +44,9 @@ impl Toeplitz {
     /// The hash of `parts`, one after the other; what lies beyond the longest input is left out.
     fn hash(&self, parts: [&[u8]; 2]) -> u32 {
         let bytes = parts.into_iter().flatten();
-        bytes.zip(self.table.chunks_exact(2)).fold(0, |hash, (byte, rows)| {
-            hash ^ rows[0][usize::from(byte >> 4)] ^ rows[1][usize::from(byte & 0xF)]
-        })
+        bytes
+            .zip(self.table.chunks_exact(2))
+            .fold(0, |hash, (byte, rows)| hash ^ rows[0][usize::from(byte >> 4)] ^ rows[1][usize::from(byte & 0xF)])
     }
 
     /// Chooses a queue for `frame`.
@@ -108,9 +108,6 @@ mod tests {
         registers.set(at::MRQC, mrqc::RSS | mrqc::IPV4 | mrqc::TCP_IPV4);
         registers.set(at::RXCSUM, rxcsum::PCSD);
         registers.set(at::RETA + (0x78 & !3), 0x0403_0201);
-        assert_eq!(
-            toeplitz.scale(&registers, &frame, ip.as_ref()),
-            Scaled { queue: 1, hash: 0x51cc_c178, kind: 1 }
-        );
+        assert_eq!(toeplitz.scale(&registers, &frame, ip.as_ref()), Scaled { queue: 1, hash: 0x51cc_c178, kind: 1 });
     }
 }

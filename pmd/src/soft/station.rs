@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use super::fault::Fault;
 use super::generator::Generator;
 use super::layout::{self as at, icr, queue, stat};
+use super::memory::Dma;
 use super::nic::{Nic, Order, pending};
 use super::registers::Tally;
 use super::rx::{Around, Placed, Receiver};
@@ -17,6 +18,8 @@ use super::wire::{Ingress, Shared};
 /// Generator frames made in a round, and frames moved from the packet buffer into rings.
 const ROUND_MADE: u64 = 32;
 const ROUND_PLACED: usize = 256;
+/// Long frames that the packet buffer surely holds.
+const ASKED_AT_ONCE: u64 = 4;
 /// How long the link is down, or the device stands still, when a fault says so.
 const OUTAGE_NS: u64 = 20_000_000;
 
@@ -32,6 +35,10 @@ pub(super) struct Station {
     generator: Generator,
     /// The frame at the front of the packet buffer waits for descriptors.
     blocked: bool,
+    /// A doorbell rang since it was blocked.
+    retry: bool,
+    /// Frames that a test asked for and that have not been sent.
+    asked: u64,
     flap: Outage,
     stall: Outage,
 }
@@ -57,6 +64,8 @@ impl Station {
             tx: Transmitter::new(),
             generator,
             blocked: false,
+            retry: false,
+            asked: 0,
             flap: Outage::new(Fault::LinkFlap),
             stall: Outage::new(Fault::Stall),
             nic,
@@ -83,6 +92,8 @@ impl Station {
         if self.nic.answers() {
             busy |= self.run(shared, work, now_ns);
         }
+        // Nobody receives: they are lost on the way, or fill the packet buffer.
+        self.send_asked(shared, u64::MAX, now_ns);
         if orders > 0 {
             self.nic.finish(orders);
         }
@@ -112,24 +123,14 @@ impl Station {
         let made = self.generate(&nic, shared, link, now_ns);
 
         // A blocked frame waits for its queue's doorbell, and with it everything behind.
-        let mut placed = 0;
-        if !self.blocked || work & (0xFFFF << 16 | pending::CONFIG | pending::RESET) != 0 {
-            while placed < ROUND_PLACED
-                && let Some(frame) = self.ingress.front()
-            {
-                let mut around =
-                    Around { nic: &nic, dma: &dma, ledger: &mut shared.ledger, tally: &mut self.tally };
-                if self.rx.place(&mut around, frame) == Placed::NoRoom {
-                    if !self.blocked {
-                        self.tally.add(stat::RNBC, 1);
-                    }
-                    self.blocked = true;
-                    break;
-                }
-                self.blocked = false;
-                self.ingress.pop(shared);
-                placed += 1;
-            }
+        if work & (0xFFFF << 16 | pending::CONFIG | pending::RESET) != 0 {
+            self.retry = true;
+        }
+        let mut placed = self.place(&nic, &dma, shared, ROUND_PLACED);
+        // What was asked for comes whole in this round, as much at a time as the packet buffer holds.
+        while self.asked > 0 {
+            self.send_asked(shared, ASKED_AT_ONCE, now_ns);
+            placed += self.place(&nic, &dma, shared, usize::MAX);
         }
         drop(dma);
 
@@ -138,6 +139,37 @@ impl Station {
         nic.irq.run_timers(now_ns, &nic.faults);
         self.tally.flush(&nic.registers);
         moved
+    }
+
+    /// Moves frames from the packet buffer into rings, at most `limit`; returns how many.
+    fn place(&mut self, nic: &Nic, dma: &Dma<'_>, shared: &mut Shared, limit: usize) -> usize {
+        let mut placed = 0;
+        if self.blocked && !std::mem::take(&mut self.retry) {
+            return 0;
+        }
+        while placed < limit
+            && let Some(frame) = self.ingress.front()
+        {
+            let mut around = Around { nic, dma, ledger: &mut shared.ledger, tally: &mut self.tally };
+            if self.rx.place(&mut around, frame) == Placed::NoRoom {
+                if !self.blocked {
+                    self.tally.add(stat::RNBC, 1);
+                }
+                self.blocked = true;
+                break;
+            }
+            self.blocked = false;
+            self.ingress.pop(shared);
+            placed += 1;
+        }
+        placed
+    }
+
+    /// Sends of the frames that a test asked for, at most `limit`.
+    fn send_asked(&mut self, shared: &mut Shared, limit: u64, now_ns: u64) {
+        let count = self.asked.min(limit);
+        self.asked -= count;
+        self.send(shared, count, now_ns);
     }
 
     /// Puts the frames that are due on the wire.
@@ -179,8 +211,7 @@ impl Station {
         if causes != 0 {
             nic.irq.raise(&nic.faults, causes, rx, tx);
         }
-        let spurious = nic.faults.asked(Fault::IrqSpurious)
-            || rx != 0 && nic.faults.hit_anywhere(Fault::IrqSpurious);
+        let spurious = nic.faults.asked(Fault::IrqSpurious) || rx != 0 && nic.faults.hit_anywhere(Fault::IrqSpurious);
         if spurious {
             nic.irq.spurious();
         }
@@ -192,7 +223,7 @@ impl Station {
         let count = orders.len() as u64;
         for order in orders {
             match order {
-                Order::Send(count) => self.send(shared, count.into(), now_ns),
+                Order::Send(count) => self.asked += u64::from(count),
                 Order::Frame(frame) => {
                     let nic = self.nic.clone();
                     self.ingress.arrive(&nic, shared, &mut self.tally, frame, now_ns);

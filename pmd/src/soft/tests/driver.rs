@@ -26,7 +26,6 @@ pub(super) struct Driver {
 }
 
 pub(super) struct Queue {
-    pub(super) q: usize,
     pub(super) rx: DescRing,
     pub(super) tx: DescRing,
     pub(super) buffers: DmaRegion,
@@ -57,7 +56,9 @@ impl Driver {
         driver.set(at::CTRL, ctrl::SLU);
         driver.set(at::RCTL, rctl::EN | rctl::BAM | rctl::SECRC | rctl::LPE);
         driver.set(at::TCTL, tctl::EN | tctl::PSP);
-        wait(|| driver.get(at::STATUS) & at::status::LU != 0 || driver.nic.nic.spec.wire != super::super::Wire::Generator);
+        wait(|| {
+            driver.get(at::STATUS) & at::status::LU != 0 || driver.nic.nic.spec.wire != super::super::Wire::Generator
+        });
         driver
     }
 
@@ -79,7 +80,7 @@ impl Driver {
             self.set(dctl, at::DCTL_ENABLE);
             wait(|| self.get(dctl) & at::DCTL_ENABLE != 0);
         }
-        let queue = Queue { q, rx, tx, buffers, next: 0, sent: 0 };
+        let queue = Queue { rx, tx, buffers, next: 0, sent: 0 };
         (0..RING - 1).for_each(|i| queue.post(i));
         self.set(at::rx(q, queue::TAIL), (RING - 1) as u32);
         self.queues.push(queue);
@@ -101,10 +102,10 @@ impl Driver {
     pub(super) fn receive(&mut self, q: usize) -> Option<Received> {
         let queue = &mut self.queues[q];
         let received = queue.take()?;
+        // One stays ours: the tail names the first descriptor that the device may not fill.
         let tail = (queue.next + RING - 1) % RING;
-        queue.post(tail);
+        queue.post(tail + RING - 1);
         self.set(at::rx(q, queue::TAIL), tail as u32);
-        // One stays free: the tail names the first descriptor that the device may not fill.
         Some(received)
     }
 
@@ -120,7 +121,14 @@ impl Driver {
     }
 
     /// Sends `frame` on queue `q`, with these options and (if any) a context before it; waits until it is done.
-    pub(super) fn send_with(&mut self, q: usize, frame: &[u8], command: u32, options: u32, context: Option<(u32, u32)>) {
+    pub(super) fn send_with(
+        &mut self,
+        q: usize,
+        frame: &[u8],
+        command: u32,
+        options: u32,
+        context: Option<(u32, u32)>,
+    ) {
         let queue = &mut self.queues[q];
         if let Some((lens, kind)) = context {
             queue.put(u64::from(lens), u64::from(kind | 2 << 20 | 1 << 29));
@@ -161,8 +169,10 @@ impl Queue {
         }
         let low = self.rx.load(self.next, 0, Ordering::Relaxed);
         let len = (high >> 32 & 0xFFFF) as usize;
-        // SAFETY: the slot's buffer lies in the region, and the device is done with it.
-        let data = unsafe { std::slice::from_raw_parts(self.buffers.as_ptr().as_ptr().add(self.next * BUFFER), len.min(BUFFER)) };
+        // SAFETY: the slot's buffer lies in the region.
+        let buffer = unsafe { self.buffers.as_ptr().add(self.next * BUFFER) };
+        // SAFETY: the device is done with the buffer.
+        let data = unsafe { std::slice::from_raw_parts(buffer.as_ptr(), len.min(BUFFER)) };
         let received = Received { data: data.to_vec(), low, high };
         self.next = (self.next + 1) % RING;
         Some(received)
@@ -171,8 +181,10 @@ impl Queue {
     fn fill(&self, slot: usize, frame: &[u8]) -> u64 {
         assert!(frame.len() <= BUFFER);
         let offset = (RING + slot) * BUFFER;
-        // SAFETY: the slot's buffer lies in the region, and the device has not been given it yet.
-        unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), self.buffers.as_ptr().as_ptr().add(offset), frame.len()) };
+        // SAFETY: the slot's buffer lies in the region.
+        let buffer = unsafe { self.buffers.as_ptr().add(offset) };
+        // SAFETY: the frame fits, and the device has not been given the buffer yet.
+        unsafe { std::ptr::copy_nonoverlapping(frame.as_ptr(), buffer.as_ptr(), frame.len()) };
         self.buffers.iova(offset).get()
     }
 
