@@ -62,8 +62,11 @@ impl PerfCounters {
         let mut missing: Vec<_> = self.missing.iter().map(|(name, why)| ((*name).to_owned(), why.clone())).collect();
         let mut counts = Vec::new();
         for (name, counter) in &mut self.open {
-            match counter.read() {
-                Ok(count) => counts.push(PerfCount { name: (*name).into(), count }),
+            match counter.read_count_and_time() {
+                Ok(read) => {
+                    let share = read.time_running.max(1) as f64 / read.time_enabled.max(1) as f64;
+                    counts.push(PerfCount { name: (*name).into(), count: (read.count as f64 / share) as u64 });
+                }
                 Err(error) => missing.push(((*name).into(), error.to_string())),
             }
         }
@@ -73,10 +76,15 @@ impl PerfCounters {
 
 fn start(event: Event) -> io::Result<Counter> {
     // Context switches happen in the kernel, so the kernel's side is counted too where that is allowed.
-    let mut counter = match Builder::new().kind(event.clone()).include_kernel().build() {
-        Ok(counter) => counter,
-        Err(_) => Builder::new().kind(event).build()?,
+    let build = |kernel: bool| {
+        let mut builder = Builder::new().kind(event.clone());
+        if kernel {
+            builder.include_kernel();
+        }
+        builder.build()
     };
+    // Context switches happen in the kernel, so the kernel's side is counted too where that is allowed.
+    let mut counter = build(true).or_else(|_| build(false))?;
     counter.enable()?;
     Ok(counter)
 }

@@ -1,5 +1,19 @@
 //! Spinwake's drivers, and one call that opens any port.
 //!
+//! ```no_run
+//! let port = spinwake_pmd::open("pci:0000:01:00.0,queues=2")?;
+//! println!("{} {} {}", port.name(), port.mac(), port.link());
+//! # Ok::<(), spinwake_pmd::OpenError>(())
+//! ```
+//!
+//! Each driver is a folder of its own; none of them has unsafe code. What they are written against is in [`spinwake`].
 
 pub mod igb;
+mod open;
 pub mod soft;
+
+pub use open::{OpenError, open, open_in};
+
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct Readme;

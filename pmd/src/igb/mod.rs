@@ -62,6 +62,8 @@ const OFFLOADS: Offloads =
 pub struct Options {
     /// Interrupt this way or refuse to start; `None` takes the best way that works.
     pub irq: Option<IrqKind>,
+    /// Use no more queues each way than this, though the model has more; `None` for all that it has.
+    pub max_queues: Option<u16>,
 }
 
 /// An opened controller: its control plane.
@@ -105,12 +107,13 @@ impl IgbPort {
             log::warn!("{}: {} is supported from its datasheet, and not yet run on hardware", device.name(), row.name);
         }
         let nic = Arc::new(Nic::open(device, &row.model, domain)?);
+        let most = row.model.queues.min(options.max_queues.unwrap_or(u16::MAX));
         let queues = usize::from(row.model.queues);
         let port = Self {
             mac: nic.mac()?,
             capabilities: Capabilities {
-                max_rx_queues: row.model.queues,
-                max_tx_queues: row.model.queues,
+                max_rx_queues: most,
+                max_tx_queues: most,
                 // Powers of two keep RDLEN and TDLEN multiples of 128 bytes.
                 rx_ring_len: 32..=4096,
                 tx_ring_len: 32..=4096,

@@ -43,7 +43,7 @@ use spinwake::port::{GeneratorReport, PortSpec, SpecError};
 
 pub use control::{Control, ModelCounts};
 pub use fault::{Fault, FaultCounts};
-pub use spec::Rate;
+pub use spec::{KEYS, Rate};
 
 use device::SoftDevice;
 use fabric::PlugError;

@@ -46,7 +46,8 @@ pub(super) struct SoftSpec {
     pub(super) seed: u64,
 }
 
-const KEYS: [&str; 7] = ["queues", "rate", "size", "wire", "irq", "fault", "seed"];
+/// What a spec may say.
+pub const KEYS: [&str; 7] = ["queues", "rate", "size", "wire", "irq", "fault", "seed"];
 /// What a machine with two busy cores still serves without loss.
 const DEFAULT_RATE: u32 = 100_000;
 const SIZES: RangeInclusive<u16> = 60..=9216;

@@ -31,7 +31,8 @@ impl Rig {
     pub(crate) fn open(&self, irq: Option<IrqKind>) -> (IgbPort, IgbPort, Pool) {
         let domain = Domain::new();
         let [a, b] = (self.open)();
-        let [a, b] = [a, b].map(|device| IgbPort::open(device, &domain, Options { irq }).unwrap());
+        let [a, b] =
+            [a, b].map(|device| IgbPort::open(device, &domain, Options { irq, ..Options::default() }).unwrap());
         let config = PoolConfig { frames: POOL_FRAMES, ..PoolConfig::default() };
         (a, b, Pool::new_in(&domain, &config).unwrap())
     }

@@ -94,6 +94,14 @@ impl PortSpec {
         &self.address
     }
 
+    /// The same spec without these keys: for a device that knows nothing of what its driver is asked.
+    #[must_use]
+    pub fn without(&self, keys: &[&str]) -> Self {
+        let mut spec = self.clone();
+        spec.keys.retain(|(key, _)| !keys.contains(&key.as_str()));
+        spec
+    }
+
     /// Refuses every key that is not in `known`.
     ///
     /// # Errors

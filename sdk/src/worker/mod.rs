@@ -238,38 +238,44 @@ fn prepare<T: Task>(config: &WorkerConfig, task: &mut T, shared: &Shared) -> Res
     }
 }
 
-/// Turn after turn. The clock is read only when work starts, when it ends, and now and then in between.
+/// Turn after turn. The clock is read after each turn without work, where time is of no account, and after the first with
+/// work; a worker with its hands full reads it now and then.
 fn turns<T: Task>(task: &mut T, shared: &Shared, mut parker: Option<&mut Parker>) {
-    /// Turns between looks at the clock and the stop flag while nothing changes.
+    /// Turns with work between looks at the clock and the stop flag.
     const LOOK_EVERY: u32 = 256;
     let clock = Clock::get();
     let counters = &shared.counters;
     let mut since = clock.now();
-    let mut busy = false;
-    let mut quiet = 0;
+    let mut look = |work: bool| {
+        let now = clock.now();
+        let passed = now.saturating_sub(since);
+        since = now;
+        counters.total_ticks.add(passed);
+        if work {
+            counters.busy_ticks.add(passed);
+        }
+    };
+    // Turns with work since the last look, and whether one came before them.
+    let (mut unseen, mut streak) = (0, false);
     loop {
         let moved = task.turn();
         if moved > 0 {
             counters.frames.add(moved as u64);
+            unseen += 1;
+            if streak && unseen < LOOK_EVERY {
+                continue;
+            }
         }
-        quiet += 1;
-        if (moved > 0) != busy || quiet >= LOOK_EVERY {
-            let now = clock.now();
-            let passed = now.wrapping_sub(since);
-            counters.total_ticks.add(passed);
-            if busy {
-                counters.busy_ticks.add(passed);
-            }
-            (since, busy, quiet) = (now, moved > 0, 0);
-            if shared.stop.load(Ordering::Relaxed) {
-                return;
-            }
+        look(unseen > 0);
+        (unseen, streak) = (0, moved > 0);
+        if shared.stop.load(Ordering::Relaxed) {
+            return;
         }
         if moved == 0
             && let Some(parker) = &mut parker
         {
             parker.park(&mut |each| task.rx_queues(each));
-            quiet = LOOK_EVERY;
+            look(false);
         }
     }
 }

@@ -70,6 +70,29 @@ impl Forwarder {
         }
     }
 
+    /// Sends `count` broadcast frames from the first port, as far as its ring takes them.
+    pub(crate) fn send_first(&mut self, count: usize, from: MacAddr) {
+        /// The least that Ethernet carries, without the frame check sequence.
+        const LEN: usize = 60;
+        /// An EtherType for local experiments (IEEE Std 802).
+        const LOCAL_EXPERIMENT: [u8; 2] = [0x88, 0xb5];
+        for _ in 0..count {
+            let Some(mut frame) = self.pool.take() else { return };
+            let mut data = [0; LEN];
+            data[..6].copy_from_slice(&MacAddr::BROADCAST.0);
+            data[6..12].copy_from_slice(&from.0);
+            data[12..14].copy_from_slice(&LOCAL_EXPERIMENT);
+            frame.copy_from(&data);
+            self.burst.push(frame);
+            if self.burst.is_full() {
+                self.txs[0].tx_burst(&mut self.pool, &mut self.burst);
+                self.pool.give_burst(&mut self.burst);
+            }
+        }
+        self.txs[0].tx_burst(&mut self.pool, &mut self.burst);
+        self.pool.give_burst(&mut self.burst);
+    }
+
     /// Frames dropped so far, by direction, for any thread to read.
     pub(crate) fn dropped(&self) -> Arc<[Counter; 2]> {
         self.dropped.clone()

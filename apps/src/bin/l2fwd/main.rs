@@ -52,6 +52,10 @@ struct Args {
     #[arg(long, value_name = "POLICY", default_value = "poll")]
     wait: WaitPolicy,
 
+    /// Send this many frames of 60 bytes from the first port before forwarding: between two cabled ports they circle
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=256))]
+    tx_first: u16,
+
     /// Write the summary as JSON to PATH at the end; - is standard output, which then gets nothing else
     #[arg(long, value_name = "PATH|-")]
     json: Option<String>,
@@ -101,7 +105,8 @@ fn run(args: &Args) -> Result<(), Box<dyn Error>> {
         (_, true) => Rewrite::Own,
         _ => Rewrite::None,
     };
-    let forwarder = Forwarder::new(queues, [a.mac(), b.mac()], rewrite, pool, args.perf);
+    let mut forwarder = Forwarder::new(queues, [a.mac(), b.mac()], rewrite, pool, args.perf);
+    forwarder.send_first(args.tx_first.into(), a.mac());
     let dropped = forwarder.dropped();
     let config = WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait: args.wait };
     let worker = Worker::spawn(config, forwarder)?;
