@@ -1,0 +1,56 @@
+# What the bench's host-side scripts share: where things are, and what is missing.
+# Sourced; expects bash, and leaves the caller's options alone.
+
+bench_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# Cargo's own output directory, so that a clone holds everything the bench makes.
+bench_target=${CARGO_TARGET_DIR:-$bench_root/target}
+bench_dir=$bench_target/testbench
+bench_venv=$bench_dir/venv
+
+# Prints "PROGRAM: MESSAGE" and exits with CODE.
+die() {
+    local code=$1
+    shift
+    echo "${0##*/}: $*" >&2
+    exit "$code"
+}
+
+# The newest installed kernel that can be read and has the modules a guest needs. (Debian's cloud kernels have no VFIO.)
+guest_kernel() {
+    local image release
+    for image in $(printf '%s\n' /boot/vmlinuz-* | sort -rV); do
+        release=${image#/boot/vmlinuz-}
+        if [ -r "$image" ] && compgen -G "/lib/modules/$release/kernel/drivers/vfio/pci/vfio-pci.ko*" > /dev/null &&
+            compgen -G "/lib/modules/$release/kernel/drivers/net/ethernet/intel/igb/igb.ko*" > /dev/null; then
+            echo "$image"
+            return
+        fi
+    done
+}
+
+guest_qemu() {
+    command -v qemu-system-x86_64 || true
+}
+
+guest_vng() {
+    if [ -x "$bench_venv/bin/vng" ]; then echo "$bench_venv/bin/vng"; else command -v vng || true; fi
+}
+
+# What a guest lacks on this machine, as one phrase; nothing when it can run.
+guest_missing() {
+    local lacks=()
+    [ "$(uname -m)" = x86_64 ] || lacks+=("an x86-64 machine")
+    [ -n "$(guest_kernel)" ] || lacks+=("a readable kernel in /boot with vfio-pci and igb modules (Debian: linux-image-amd64)")
+    if [ -z "$(guest_qemu)" ]; then
+        lacks+=("qemu-system-x86_64 (Debian: qemu-system-x86)")
+    elif ! qemu_has_igb; then
+        lacks+=("a QEMU with the igb model (8.0 or newer; Debian: from the backports suite)")
+    fi
+    [ -n "$(guest_vng)" ] || lacks+=("virtme-ng (from PyPI)")
+    local IFS=';'
+    echo "${lacks[*]}"
+}
+
+qemu_has_igb() {
+    qemu-system-x86_64 -device igb,help > /dev/null 2>&1
+}
