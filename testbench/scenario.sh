@@ -75,7 +75,7 @@ set_up() {
 
 tear_down() {
     # shellcheck disable=SC2046 # a list of process ids
-    kill -9 $(jobs -p) 2> /dev/null || true
+    { kill -9 $(jobs -p) && wait; } 2> /dev/null || true
     ip netns delete a || true
     ip netns delete b || true
 }
