@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the bench's host-side scripts share: where things are, and what is missing.
 # Sourced; expects bash, and leaves the caller's options alone.
 
@@ -6,6 +7,9 @@ bench_root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 bench_target=${CARGO_TARGET_DIR:-$bench_root/target}
 bench_dir=$bench_target/testbench
 bench_venv=$bench_dir/venv
+
+# An ordinary user of Debian has no sbin in PATH.
+PATH=$PATH:/usr/sbin:/sbin
 
 # Prints "PROGRAM: MESSAGE" and exits with CODE.
 die() {

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # What the guest scenarios share: two namespaces of the kernel, cabled to the two NICs of a forwarder.
 # Sourced, inside a guest started by testbench/guest, which has these devices:
 #
