@@ -42,7 +42,7 @@ guest_vng() {
 
 # What a guest lacks on this machine, as one phrase; nothing when it can run.
 guest_missing() {
-    local lacks=()
+    local lacks=() command
     [ "$(uname -m)" = x86_64 ] || lacks+=("an x86-64 machine")
     [ -n "$(guest_kernel)" ] || lacks+=("a readable kernel in /boot with vfio-pci and igb modules (Debian: linux-image-amd64)")
     if [ -z "$(guest_qemu)" ]; then
@@ -50,6 +50,9 @@ guest_missing() {
     elif ! qemu_has_igb; then
         lacks+=("a QEMU with the igb model (8.0 or newer; Debian: from the backports suite)")
     fi
+    for command in busybox file ip python3; do # virtme-ng and the scenarios call them
+        command -v "$command" > /dev/null || lacks+=("$command")
+    done
     [ -n "$(guest_vng)" ] || lacks+=("virtme-ng (from PyPI)")
     local IFS=';'
     echo "${lacks[*]}"
