@@ -13,7 +13,7 @@
 //! cannot be taken away the memory is leaked, and the log says so: a device might still write to it.
 #![expect(unsafe_code, reason = "gives memory to devices; atomic access to descriptor rings")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::ops::RangeInclusive;
@@ -96,18 +96,61 @@ pub struct Domain {
     state: Arc<Mutex<State>>,
 }
 
+/// # Invariant
+///
+/// A region whose address stands in `mapped` of any space stands in `regions`, and its memory is not freed. An address
+/// enters the account before its IOMMU is called and leaves it after, so a call that panics can lose memory, never free
+/// what a device still reaches.
 #[derive(Debug, Default)]
 struct State {
     spaces: Vec<Space>,
-    /// Mapped regions by I/O virtual address: where they are and how long.
+    /// Regions by I/O virtual address: where they are and how long.
     regions: BTreeMap<u64, (usize, usize)>,
 }
 
+/// One IOMMU. A space without devices stays listed while there is something that it would not let go.
 #[derive(Debug)]
 struct Space {
     iommu: Arc<dyn Iommu>,
     /// The address limits of the devices that use this IOMMU, one entry a device.
     limits: Vec<u64>,
+    /// Addresses of the regions that it may have mapped.
+    mapped: BTreeSet<u64>,
+}
+
+impl Space {
+    /// Maps the region of `len` bytes at `va`.
+    ///
+    /// # Safety
+    ///
+    /// As [`Iommu::map`]; the memory is not freed while `mapped` has `iova`.
+    unsafe fn map(&mut self, iova: u64, (va, len): (usize, usize)) -> Result<(), DmaError> {
+        if self.iommu.entries_left() == Some(0) {
+            return Err(DmaError::NoEntries);
+        }
+        self.mapped.insert(iova);
+        // SAFETY: the caller's promise: `mapped` has the address until `unmap` has succeeded.
+        let result = unsafe { self.iommu.map(std::ptr::with_exposed_provenance_mut(va), len, iova) };
+        if result.is_err() {
+            self.mapped.remove(&iova);
+        }
+        Ok(result?)
+    }
+
+    /// Takes a mapping away, if it has it; returns whether it is gone.
+    fn unmap(&mut self, iova: u64, len: usize) -> bool {
+        if !self.mapped.contains(&iova) {
+            return true;
+        }
+        let result = self.iommu.unmap(iova, len);
+        match &result {
+            Ok(()) => _ = self.mapped.remove(&iova),
+            Err(error) => {
+                log::error!("{error}; {len} bytes stay allocated, because a device may still write to them");
+            }
+        }
+        result.is_ok()
+    }
 }
 
 impl Domain {
@@ -139,22 +182,24 @@ impl Domain {
                 return Err(DmaError::OutOfReach { device: device.name().into(), start, end });
             }
         }
-        if let Some(space) = state.spaces.iter_mut().find(|s| Arc::ptr_eq(&s.iommu, &iommu)) {
-            space.limits.push(limit);
-        } else {
-            let mut mapped: Vec<(u64, usize)> = Vec::new();
-            for (&iova, &(va, len)) in &state.regions {
-                // SAFETY: a region stays mapped memory until it has been taken from every space (`DmaRegion::drop`).
-                if let Err(error) = unsafe { map(&*iommu, va, len, iova) } {
-                    for (iova, len) in mapped {
-                        unmap_or_warn(&*iommu, iova, len);
-                    }
-                    return Err(error);
+        let State { spaces, regions } = &mut *state;
+        let at = spaces.iter().position(|s| Arc::ptr_eq(&s.iommu, &iommu)).unwrap_or_else(|| {
+            spaces.push(Space { iommu: iommu.clone(), limits: Vec::new(), mapped: BTreeSet::new() });
+            spaces.len() - 1
+        });
+        let space = &mut spaces[at];
+        let missing: Vec<_> = regions.iter().filter(|&(iova, _)| !space.mapped.contains(iova)).collect();
+        for (done, &(&iova, &place)) in missing.iter().enumerate() {
+            // SAFETY: a region's memory is not freed while a space has it in `mapped` (invariant of `State`).
+            if let Err(error) = unsafe { space.map(iova, place) } {
+                for &(&iova, &(_, len)) in &missing[..done] {
+                    space.unmap(iova, len);
                 }
-                mapped.push((iova, len));
+                drop(state.take_unused());
+                return Err(error);
             }
-            state.spaces.push(Space { iommu: iommu.clone(), limits: vec![limit] });
         }
+        space.limits.push(limit);
         drop(state);
         Ok(Attachment { domain: self.clone(), iommu, limit })
     }
@@ -165,25 +210,36 @@ impl Domain {
     ///
     /// When an IOMMU refuses or no address is left; nothing is left mapped then.
     pub fn map(&self, memory: Memory) -> Result<DmaRegion, DmaError> {
+        // Not to be freed by a panic: a device may have it by then.
+        let memory = ManuallyDrop::new(memory);
         let len = memory.len();
-        let va = memory.as_ptr().as_ptr().expose_provenance();
-        let mut state = self.lock();
-        let iova = state.free_address(len, memory.page_size().bytes() as u64).ok_or(DmaError::NoAddress { len })?;
-        for (done, space) in state.spaces.iter().enumerate() {
-            // SAFETY: the memory lives in the region until it has been unmapped from every space (`DmaRegion::drop`),
-            // which also sees to it that only raw-pointer and atomic accesses are made to what devices own.
-            if let Err(error) = unsafe { map(&*space.iommu, va, len, iova) } {
-                let stuck = state.spaces[..done].iter().filter(|s| !unmap_or_warn(&*s.iommu, iova, len)).count();
-                if stuck > 0 {
-                    state.regions.insert(iova, (va, len));
-                    std::mem::forget(memory);
+        let place = (memory.as_ptr().as_ptr().expose_provenance(), len);
+        let mut guard = self.lock();
+        let state = &mut *guard;
+        let Some(iova) = state.free_address(len, memory.page_size().bytes() as u64) else {
+            drop(guard);
+            drop(ManuallyDrop::into_inner(memory));
+            return Err(DmaError::NoAddress { len });
+        };
+        state.regions.insert(iova, place);
+        for at in 0..state.spaces.len() {
+            // A space that no device uses only waits to be rid of what it would not let go.
+            if state.spaces[at].limits.is_empty() {
+                continue;
+            }
+            // SAFETY: the memory is not freed while a space has it in `mapped` (invariant of `State`): `release` sees to
+            // it. Whoever gets the region's address answers for how it is accessed.
+            if let Err(error) = unsafe { state.spaces[at].map(iova, place) } {
+                let free = state.release(iova);
+                drop(guard);
+                if free {
+                    drop(ManuallyDrop::into_inner(memory));
                 }
                 return Err(error);
             }
         }
-        state.regions.insert(iova, (va, len));
-        drop(state);
-        Ok(DmaRegion { memory: ManuallyDrop::new(memory), iova: Iova(iova), domain: self.clone() })
+        drop(guard);
+        Ok(DmaRegion { memory, iova: Iova(iova), domain: self.clone() })
     }
 
     /// Allocates and maps in one step.
@@ -196,18 +252,40 @@ impl Domain {
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is consistent at every point where a panic could leave it, so a poisoned lock is still good.
+        // A panic leaves the account on the safe side (invariant of `State`), so a poisoned lock is still good.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
+    /// Takes the region at `iova` from every space; returns whether its memory may be freed. If not, its address stays
+    /// taken.
+    fn release(&mut self, iova: u64) -> bool {
+        let Some(&(_, len)) = self.regions.get(&iova) else { return false };
+        let mut free = true;
+        for space in &mut self.spaces {
+            free &= space.unmap(iova, len);
+        }
+        if free {
+            self.regions.remove(&iova);
+        }
+        free
+    }
+
+    /// Takes out the spaces that no device uses and that have nothing mapped. To be dropped without the lock: an IOMMU's
+    /// end is its own affair.
+    fn take_unused(&mut self) -> Vec<Space> {
+        self.spaces.extract_if(.., |space| space.limits.is_empty() && space.mapped.is_empty()).collect()
+    }
+
     /// An address for `len` bytes, aligned to `align`, that no region uses and every device reaches.
     fn free_address(&self, len: usize, align: u64) -> Option<u64> {
         let mut ranges = vec![LOWEST_START..=u64::MAX];
         for space in &self.spaces {
-            let limit = space.limits.iter().copied().min().unwrap_or(u64::MAX);
-            ranges = intersect(&ranges, &space.iommu.iova_ranges(), limit);
+            // A space that no device uses has no say.
+            if let Some(&limit) = space.limits.iter().min() {
+                ranges = intersect(&ranges, &space.iommu.iova_ranges(), limit);
+            }
         }
         let preferred = intersect(&ranges, std::slice::from_ref(&(PREFERRED_START..=u64::MAX)), DEFAULT_END);
         self.first_fit(&preferred, len as u64, align).or_else(|| self.first_fit(&ranges, len as u64, align))
@@ -223,8 +301,8 @@ impl State {
                 }
                 // Regions do not overlap, so the last one that starts at or below `end` is the only one to ask.
                 match self.regions.range(..=end).next_back() {
-                    Some((&taken, &(_, taken_len))) if taken + taken_len as u64 > start => {
-                        start = (taken + taken_len as u64).checked_next_multiple_of(align)?;
+                    Some((&taken, &(_, taken_len))) if taken + (taken_len as u64 - 1) >= start => {
+                        start = taken.checked_add(taken_len as u64)?.checked_next_multiple_of(align)?;
                     }
                     _ => return Some(start),
                 }
@@ -247,28 +325,6 @@ fn intersect(a: &[RangeInclusive<u64>], b: &[RangeInclusive<u64>], limit: u64) -
     both
 }
 
-/// # Safety
-///
-/// As [`Iommu::map`].
-unsafe fn map(iommu: &dyn Iommu, va: usize, len: usize, iova: u64) -> Result<(), DmaError> {
-    if iommu.entries_left() == Some(0) {
-        return Err(DmaError::NoEntries);
-    }
-    // SAFETY: the caller's promise.
-    Ok(unsafe { iommu.map(std::ptr::with_exposed_provenance_mut(va), len, iova) }?)
-}
-
-/// Takes a mapping away; returns whether that worked.
-fn unmap_or_warn(iommu: &dyn Iommu, iova: u64, len: usize) -> bool {
-    match iommu.unmap(iova, len) {
-        Ok(()) => true,
-        Err(error) => {
-            log::error!("{error}; {len} bytes stay allocated, because a device may still write to them");
-            false
-        }
-    }
-}
-
 /// A device's membership in a [`Domain`]. Dropping the last one of an IOMMU takes the domain's memory from it.
 #[derive(Debug)]
 pub struct Attachment {
@@ -286,20 +342,21 @@ impl Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
-        let mut state = self.domain.lock();
-        let Some(at) = state.spaces.iter().position(|s| Arc::ptr_eq(&s.iommu, &self.iommu)) else { return };
-        let limits = &mut state.spaces[at].limits;
-        if let Some(mine) = limits.iter().position(|l| *l == self.limit) {
-            limits.swap_remove(mine);
+        let mut guard = self.domain.lock();
+        let State { spaces, regions } = &mut *guard;
+        let Some(space) = spaces.iter_mut().find(|s| Arc::ptr_eq(&s.iommu, &self.iommu)) else { return };
+        if let Some(mine) = space.limits.iter().position(|l| *l == self.limit) {
+            space.limits.swap_remove(mine);
         }
-        if !limits.is_empty() {
-            return;
-        }
-        let stuck = state.regions.iter().filter(|&(&iova, &(_, len))| !unmap_or_warn(&*self.iommu, iova, len)).count();
-        if stuck == 0 {
-            state.spaces.swap_remove(at);
+        if space.limits.is_empty() {
+            for (&iova, &(_, len)) in &*regions {
+                space.unmap(iova, len);
+            }
         }
         // A space that would not let go stays listed, so that its regions try again, and leak, when they are dropped.
+        let unused = guard.take_unused();
+        drop(guard);
+        drop(unused);
     }
 }
 
@@ -307,7 +364,8 @@ impl Drop for Attachment {
 ///
 /// # Invariant
 ///
-/// `memory` is mapped at `iova` in every space of `domain`, page-aligned, and freed only after all of them gave it up.
+/// `memory` is mapped at `iova` in every space of `domain` that a device uses, page-aligned, and freed only after all
+/// spaces gave it up.
 #[derive(Debug)]
 pub struct DmaRegion {
     memory: ManuallyDrop<Memory>,
@@ -355,13 +413,11 @@ impl DmaRegion {
 impl Drop for DmaRegion {
     fn drop(&mut self) {
         let mut state = self.domain.lock();
-        let len = self.memory.len();
-        let mut free = true;
-        for space in &state.spaces {
-            free &= unmap_or_warn(&*space.iommu, self.iova.0, len);
-        }
+        let free = state.release(self.iova.0);
+        let unused = state.take_unused();
+        drop(state);
+        drop(unused);
         if free {
-            state.regions.remove(&self.iova.0);
             // SAFETY: every device gave the memory up (above), and `self` is not used again.
             unsafe { ManuallyDrop::drop(&mut self.memory) };
         }
@@ -399,8 +455,9 @@ impl DescRing {
     /// If `len` is not a power of two.
     pub fn new(domain: &Domain, len: usize, node: Option<usize>) -> Result<Self, DmaError> {
         assert!(len.is_power_of_two(), "a ring of {len} descriptors: the length must be a power of two");
-        // A ring is a few KiB: a hugepage each would waste most of it.
-        let region = domain.alloc(&MemRequest::new(len * 16).page(PageSize::Ordinary).node(node))?;
+        // A ring is a few KiB: a hugepage each would waste most of it. What does not fit a usize does not fit memory.
+        let len_bytes = len.saturating_mul(16);
+        let region = domain.alloc(&MemRequest::new(len_bytes).page(PageSize::Ordinary).node(node))?;
         Ok(Self { base: region.as_ptr().cast(), mask: len - 1, region })
     }
 
@@ -442,5 +499,259 @@ impl DescRing {
         let ptr = unsafe { self.base.add(at) };
         // SAFETY: aligned, valid while `self` lives (type invariant), and accessed as an atomic by everyone.
         unsafe { AtomicU64::from_ptr(ptr.as_ptr()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::AtomicBool;
+
+    use super::*;
+    use crate::device::{DeviceId, Notices};
+    use crate::irq::IrqKind;
+    use crate::mmio::Bar;
+
+    /// An IOMMU that keeps an account and refuses, or panics, on demand.
+    #[derive(Debug, Default)]
+    struct Fake {
+        mapped: Mutex<BTreeMap<u64, usize>>,
+        /// Mappings that it takes before it refuses one more.
+        room: Option<usize>,
+        panics: bool,
+        holds_on: AtomicBool,
+    }
+
+    impl Fake {
+        fn mapped(&self) -> usize {
+            self.mapped.lock().unwrap().len()
+        }
+
+        fn hold_on(&self, on: bool) {
+            self.holds_on.store(on, Ordering::Relaxed);
+        }
+
+        fn refusal(call: &'static str) -> DeviceError {
+            let source = std::io::Error::other("told to");
+            DeviceError::Call { device: "fake".into(), call, source, hint: String::new() }
+        }
+    }
+
+    impl Iommu for Fake {
+        fn iova_ranges(&self) -> Vec<RangeInclusive<u64>> {
+            vec![0..=u64::MAX]
+        }
+        fn entries_left(&self) -> Option<usize> {
+            None
+        }
+        unsafe fn map(&self, _: *mut u8, len: usize, iova: u64) -> Result<(), DeviceError> {
+            let full = self.room.is_some_and(|room| self.mapped() >= room);
+            assert!(!(full && self.panics), "on purpose");
+            if full {
+                return Err(Self::refusal("map"));
+            }
+            assert_eq!(self.mapped.lock().unwrap().insert(iova, len), None, "mapped twice");
+            Ok(())
+        }
+        fn unmap(&self, iova: u64, len: usize) -> Result<(), DeviceError> {
+            if self.holds_on.load(Ordering::Relaxed) {
+                return Err(Self::refusal("unmap"));
+            }
+            let removed = self.mapped.lock().unwrap().remove(&iova);
+            if removed == Some(len) { Ok(()) } else { Err(Self::refusal("unmap")) }
+        }
+    }
+
+    #[derive(Debug)]
+    struct Behind(Arc<Fake>);
+
+    impl Device for Behind {
+        fn name(&self) -> &str {
+            "fake"
+        }
+        fn id(&self) -> DeviceId {
+            DeviceId { vendor: 0, device: 0 }
+        }
+        fn numa_node(&self) -> Option<usize> {
+            None
+        }
+        fn bar(&self, _: usize) -> Result<Bar, DeviceError> {
+            Err(Fake::refusal("bar"))
+        }
+        fn config_read(&self, _: u16, _: &mut [u8]) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn config_write(&self, _: u16, _: &[u8]) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn reset(&self) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn set_bus_master(&self, _: bool) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn iommu(&self) -> Arc<dyn Iommu> {
+            self.0.clone()
+        }
+        fn irq_count(&self, _: IrqKind) -> usize {
+            0
+        }
+        fn irq_enable(&self, _: IrqKind, _: &[BorrowedFd<'_>]) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn irq_disable(&self) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn irq_unmask(&self) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn notices(&self) -> Option<&Notices> {
+            None
+        }
+    }
+
+    fn page(domain: &Domain) -> Result<DmaRegion, DmaError> {
+        domain.alloc(&MemRequest::new(1).page(PageSize::Ordinary))
+    }
+
+    /// Whether a page of this process is still mapped there.
+    fn is_memory(address: usize) -> bool {
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        maps.lines().any(|line| {
+            let (start, end) = line.split_once(' ').unwrap().0.split_once('-').unwrap();
+            let [start, end] = [start, end].map(|text| usize::from_str_radix(text, 16).unwrap());
+            (start..end).contains(&address)
+        })
+    }
+
+    #[test]
+    fn every_device_sees_every_region_while_both_live() {
+        let (one, two) = (Arc::new(Fake::default()), Arc::new(Fake::default()));
+        let domain = Domain::new();
+        let first = domain.attach(&Behind(one.clone()), 64).unwrap();
+        let a = page(&domain).unwrap();
+        let second = domain.attach(&Behind(two.clone()), 32).unwrap_err();
+        assert!(matches!(second, DmaError::OutOfReach { .. }), "{second}");
+        let _second = domain.attach(&Behind(two.clone()), 39).unwrap();
+        let b = page(&domain).unwrap();
+        assert_ne!(a.iova(0), b.iova(0));
+        assert_eq!((one.mapped(), two.mapped()), (2, 2));
+        drop(a);
+        assert_eq!((one.mapped(), two.mapped()), (1, 1));
+        drop(first);
+        assert_eq!((one.mapped(), two.mapped()), (0, 1));
+        drop(b);
+        assert_eq!(two.mapped(), 0);
+    }
+
+    #[test]
+    fn devices_of_one_iommu_share_its_mappings() {
+        let shared = Arc::new(Fake::default());
+        let domain = Domain::new();
+        let first = domain.attach(&Behind(shared.clone()), 64).unwrap();
+        let _region = page(&domain).unwrap();
+        let second = domain.attach(&Behind(shared.clone()), 64).unwrap();
+        drop(first);
+        assert_eq!(shared.mapped(), 1);
+        drop(second);
+        assert_eq!(shared.mapped(), 0);
+    }
+
+    #[test]
+    fn a_refused_region_is_mapped_nowhere() {
+        let (one, two) = (Arc::new(Fake::default()), Arc::new(Fake { room: Some(0), ..Fake::default() }));
+        let domain = Domain::new();
+        let _first = domain.attach(&Behind(one.clone()), 64).unwrap();
+        let _second = domain.attach(&Behind(two), 64).unwrap();
+        assert!(matches!(page(&domain), Err(DmaError::Device(_))));
+        assert_eq!(one.mapped(), 0);
+    }
+
+    #[test]
+    fn memory_that_an_iommu_keeps_is_never_freed() {
+        let iommu = Arc::new(Fake::default());
+        let domain = Domain::new();
+        let _attached = domain.attach(&Behind(iommu.clone()), 64).unwrap();
+        let region = page(&domain).unwrap();
+        let (at, iova) = (region.as_ptr().as_ptr() as usize, region.iova(0));
+        iommu.hold_on(true);
+        drop(region);
+        iommu.hold_on(false);
+        assert!(is_memory(at));
+        assert_ne!(page(&domain).unwrap().iova(0), iova);
+    }
+
+    #[test]
+    fn memory_kept_by_an_iommu_whose_attachment_failed_is_not_freed() {
+        let iommu = Arc::new(Fake { room: Some(1), holds_on: AtomicBool::new(true), ..Fake::default() });
+        let domain = Domain::new();
+        let (a, b) = (page(&domain).unwrap(), page(&domain).unwrap());
+        assert!(matches!(domain.attach(&Behind(iommu.clone()), 64), Err(DmaError::Device(_))));
+        let places = [a, b].map(|region| {
+            let place = (region.iova(0).get(), region.as_ptr().as_ptr() as usize);
+            drop(region);
+            place
+        });
+        assert_eq!(iommu.mapped(), 1);
+        for (iova, at) in places {
+            let kept = iommu.mapped.lock().unwrap().contains_key(&iova);
+            assert!(!kept || is_memory(at), "a device still reaches memory that was freed");
+        }
+    }
+
+    #[test]
+    fn a_device_that_comes_back_after_a_failed_unmap_sees_everything() {
+        let iommu = Arc::new(Fake::default());
+        let domain = Domain::new();
+        let attached = domain.attach(&Behind(iommu.clone()), 64).unwrap();
+        let _kept = page(&domain).unwrap();
+        iommu.hold_on(true);
+        drop(attached);
+        iommu.hold_on(false);
+        let _new = page(&domain).unwrap();
+        assert_eq!(iommu.mapped(), 1);
+        let _attached = domain.attach(&Behind(iommu.clone()), 64).unwrap();
+        assert_eq!(iommu.mapped(), 2);
+    }
+
+    #[test]
+    fn a_panic_while_mapping_frees_nothing_that_is_mapped() {
+        let calm = Arc::new(Fake::default());
+        let domain = Domain::new();
+        let _calm = domain.attach(&Behind(calm.clone()), 64).unwrap();
+        let wild = Arc::new(Fake { room: Some(0), panics: true, ..Fake::default() });
+        let _wild = domain.attach(&Behind(wild), 64).unwrap();
+        let memory = Memory::alloc(&MemRequest::new(1).page(PageSize::Ordinary)).unwrap();
+        let at = memory.as_ptr().as_ptr() as usize;
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| domain.map(memory)));
+        assert!(panic.is_err() && calm.mapped() == 1 && is_memory(at));
+    }
+
+    #[test]
+    fn regions_come_and_go_while_devices_do() {
+        const ROUNDS: usize = 200;
+        let domain = Domain::new();
+        let iommus: [Arc<Fake>; 2] = std::array::from_fn(|_| Arc::default());
+        std::thread::scope(|scope| {
+            for iommu in &iommus {
+                scope.spawn(|| {
+                    for _ in 0..ROUNDS {
+                        let attached = domain.attach(&Behind(iommu.clone()), 64).unwrap();
+                        let region = page(&domain).unwrap();
+                        assert!(iommu.mapped.lock().unwrap().contains_key(&region.iova(0).get()));
+                        drop(attached);
+                        assert_eq!(iommu.mapped(), 0);
+                    }
+                });
+            }
+        });
+        let state = domain.lock();
+        assert!(state.spaces.is_empty() && state.regions.is_empty());
+    }
+
+    #[test]
+    fn a_ring_too_long_for_any_memory_is_refused() {
+        let error = DescRing::new(&Domain::new(), 1 << 63, None).unwrap_err();
+        assert!(matches!(error, DmaError::Mem(MemError::TooLong { .. })), "{error}");
     }
 }
