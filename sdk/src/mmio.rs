@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::Arc;
+#[cfg(not(target_arch = "aarch64"))]
 use std::sync::atomic::{Ordering, fence};
 use std::time::{Duration, Instant};
 
@@ -126,7 +127,7 @@ struct Window {
 /// # Invariant
 ///
 /// `base .. base + window` is mapped device memory, page-aligned, for BAR offsets `0 .. window`, until `self` is
-/// dropped; `window <= len`. `window` is zero for a BAR that has no mapping at its start.
+/// dropped; `window <= len`, and it is a multiple of four. It is zero for a BAR that has no mapping at its start.
 pub struct Bar {
     base: NonNull<u8>,
     window: usize,
@@ -138,7 +139,8 @@ pub struct Bar {
 // SAFETY: the mapping belongs to `self`, not to a thread, and device registers may be accessed from any thread;
 // `RegisterIo` is `Send + Sync`.
 unsafe impl Send for Bar {}
-// SAFETY: as for `Send`; `&self` methods are single volatile accesses, which the bus serialises.
+// SAFETY: as for `Send`; `&self` methods are single volatile accesses to memory outside of Rust's own, which the bus
+// serialises.
 unsafe impl Sync for Bar {}
 
 impl fmt::Debug for Bar {
@@ -163,7 +165,8 @@ impl Bar {
             })
             .collect();
         let first = windows.iter().find(|w| w.range.start == 0);
-        let (base, window) = first.map_or((NonNull::dangling(), 0), |w| (w.mapping.as_ptr(), w.mapping.len()));
+        // Whole words only: a mapping may be shorter than its last page, and a register at its end must not be cut.
+        let (base, window) = first.map_or((NonNull::dangling(), 0), |w| (w.mapping.as_ptr(), w.mapping.len() & !3));
         Self { base, window, len, windows, io }
     }
 
@@ -182,7 +185,8 @@ impl Bar {
         self.len == 0
     }
 
-    /// Reads `reg`.
+    /// Reads `reg`. Memory that this thread reads afterwards is at least as new as the register's value: what the device
+    /// wrote before it is there.
     ///
     /// # Panics
     ///
@@ -190,13 +194,18 @@ impl Bar {
     #[inline]
     pub fn read<A: Readable>(&self, reg: Reg<A>) -> u32 {
         match self.word(reg.offset) {
-            // SAFETY: `word` returned an aligned address inside the mapping (type invariant).
-            Some(word) => unsafe { word.read_volatile() },
+            Some(word) => {
+                // SAFETY: `word` returned an aligned address inside the mapping (type invariant).
+                let value = unsafe { word.read_volatile() };
+                device_before_memory();
+                value
+            }
             None => self.read_slow(reg.offset, Width::Dword) as u32,
         }
     }
 
-    /// Writes `reg`. Later accesses to the BAR by this thread reach the device after it.
+    /// Writes `reg`. Later accesses to the BAR by this thread reach the device after it. Nothing is said about memory:
+    /// what the device shall find there is announced by [`doorbell`](Self::doorbell).
     ///
     /// # Panics
     ///
@@ -210,14 +219,15 @@ impl Bar {
         }
     }
 
-    /// Writes `reg` after every earlier descriptor write is visible to the device.
+    /// Writes `reg` after every earlier access of this thread to memory is done: the device that acts on it finds the
+    /// descriptors that were written, and overwrites no buffer that is still being read.
     ///
     /// # Panics
     ///
     /// If `reg` lies outside the BAR.
     #[inline]
     pub fn doorbell<A: Writable>(&self, reg: Reg<A>, value: u32) {
-        fence(Ordering::Release);
+        memory_before_device();
         self.write(reg, value);
     }
 
@@ -259,7 +269,7 @@ impl Bar {
     /// If the access is not aligned to its width or lies outside the BAR.
     pub fn read_at(&self, offset: usize, width: Width) -> u64 {
         self.check(offset, width);
-        match self.mapped(offset, width) {
+        let value = match self.mapped(offset, width) {
             Some(at) => match width {
                 // SAFETY: `mapped` returned an address inside the mapping, aligned to the width.
                 Width::Byte => unsafe { at.read_volatile() }.into(),
@@ -271,7 +281,9 @@ impl Bar {
                 Width::Qword => unsafe { at.cast::<u64>().read_volatile() },
             },
             None => self.io.as_ref().map_or(u64::MAX, |io| io.read(offset, width)),
-        }
+        };
+        device_before_memory();
+        value
     }
 
     /// Writes the low `width` of `value` at byte `offset`, for devices whose registers are not all 32 bits wide.
@@ -303,7 +315,7 @@ impl Bar {
     /// The address of the 32-bit word at byte `offset`, if the mapping at the BAR's start holds it.
     #[inline(always)]
     fn word(&self, offset: usize) -> Option<NonNull<u32>> {
-        // `offset` is a multiple of four and `window` one of the page size, so the whole word is inside.
+        // Both `offset` and `window` are multiples of four, so the whole word is inside.
         // SAFETY: `offset < window`, so the result stays inside the mapping (type invariant).
         (offset < self.window).then(|| unsafe { self.base.add(offset) }.cast())
     }
@@ -334,6 +346,42 @@ impl Bar {
     #[inline(never)]
     fn write_slow(&self, offset: usize, width: Width, value: u64) {
         self.write_at(offset, width, value);
+    }
+}
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+compile_error!("how memory and device registers are kept in order is known for x86-64 and AArch64 only");
+
+/// Keeps what this thread did to memory ahead of its next access to a device's register.
+///
+/// x86-64 does stores in order, those to uncached memory too, and none before an earlier load (Intel SDM volume 3,
+/// "Memory Ordering in P6 and More Recent Processor Families"): only the compiler must be kept from moving them. That holds
+/// neither for a write-combining mapping of a BAR nor for non-temporal stores; there are none here.
+///
+/// On AArch64 a release fence is `dmb ish`, which binds observers in the inner shareable domain only, and a device's
+/// registers count as outer shareable (Arm ARM, DDI 0487, "Device memory"). Linux (arch/arm64/include/asm/barrier.h,
+/// `dma_wmb`) takes the outer shareable barrier for stores; here earlier loads are to stay ahead as well.
+#[inline(always)]
+fn memory_before_device() {
+    #[cfg(not(target_arch = "aarch64"))]
+    fence(Ordering::Release);
+    // SAFETY: a barrier; it touches no register and no memory. It is not marked `nomem`, so the compiler keeps order too.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("dmb osh", options(nostack, preserves_flags));
+    }
+}
+
+/// Keeps what this thread does to memory from now on behind its last read of a device's register. The counterpart of
+/// [`memory_before_device`], with the same grounds: nothing but the compiler to be told on x86-64, `dmb oshld` on AArch64.
+#[inline(always)]
+fn device_before_memory() {
+    #[cfg(not(target_arch = "aarch64"))]
+    fence(Ordering::Acquire);
+    // SAFETY: as in `memory_before_device`.
+    #[cfg(target_arch = "aarch64")]
+    unsafe {
+        std::arch::asm!("dmb oshld", options(nostack, preserves_flags));
     }
 }
 
@@ -384,6 +432,17 @@ mod tests {
         assert_eq!(bar.read(Reg::<Rw>::at(0x1ffc)), 7);
         bar.write(Reg::<Rw>::at(0x2000), 9);
         assert_eq!(*log.0.lock().unwrap(), [(0x2000, 9)]);
+    }
+
+    #[test]
+    fn a_register_that_the_mapping_cuts_goes_through_io() {
+        let log = Arc::new(Log::default());
+        let mapping = Mapping::anonymous(0x12).unwrap();
+        let bar = Bar::new(0x100, vec![(0, mapping)], Some(log.clone()));
+        bar.write(Reg::<Rw>::at(0xc), 1);
+        bar.write(Reg::<Rw>::at(0x10), 2);
+        assert_eq!(bar.read(Reg::<Rw>::at(0xc)), 1);
+        assert_eq!(*log.0.lock().unwrap(), [(0x10, 2)]);
     }
 
     #[test]
