@@ -153,6 +153,16 @@ impl Space {
     }
 }
 
+/// Two are equal if they are the same address space.
+impl PartialEq for Domain {
+    #[inline(always)]
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.state, &other.state)
+    }
+}
+
+impl Eq for Domain {}
+
 impl Domain {
     /// A domain with no devices and no memory.
     pub fn new() -> Self {
@@ -249,6 +259,12 @@ impl Domain {
     /// As [`Memory::alloc`] and [`map`](Self::map).
     pub fn alloc(&self, request: &MemRequest) -> Result<DmaRegion, DmaError> {
         self.map(Memory::alloc(request)?)
+    }
+
+    /// Regions that live, or that some IOMMU would not give back.
+    #[cfg(test)]
+    pub(crate) fn mapped_regions(&self) -> usize {
+        self.lock().regions.len()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -399,6 +415,11 @@ impl DmaRegion {
         Iova(self.iova.0 + offset as u64)
     }
 
+    /// The address space that its [`iova`](Self::iova) belongs to. In another one that address is nothing, or other memory.
+    pub fn domain(&self) -> &Domain {
+        &self.domain
+    }
+
     /// What must be added to an address in this process to get what a device sees.
     pub(crate) fn distance(&self) -> u64 {
         self.iova.0.wrapping_sub(self.memory.as_ptr().as_ptr() as u64)
@@ -429,6 +450,10 @@ impl Drop for DmaRegion {
 ///
 /// It knows nothing of any device: who owns which descriptor, and what the words mean, is the driver's business. An
 /// index is taken modulo the length, so none can be out of bounds.
+///
+/// No reference ever points at memory that a device owns, with this one exception: an access goes through a `&AtomicU64`
+/// that lives no longer than the access, because Rust has no other way to make an atomic one. A reference to an atomic
+/// says of the memory only that it is there and aligned, never that it does not change.
 ///
 /// # Invariant
 ///
@@ -475,6 +500,10 @@ impl DescRing {
 
     /// Reads word `word` (0 or 1) of descriptor `index`. Acquire when it tells who owns the descriptor: what the device
     /// wrote before it is then visible.
+    ///
+    /// # Panics
+    ///
+    /// If `order` is one that loads cannot have: Release or AcqRel.
     #[inline(always)]
     pub fn load(&self, index: usize, word: usize, order: Ordering) -> u64 {
         self.word(index, word).load(order)

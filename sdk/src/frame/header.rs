@@ -62,6 +62,12 @@ pub(super) struct Home {
 // SAFETY: `extra` belongs to the frame's owner (invariant of `Header`), everything else is shared by atomics or constant.
 unsafe impl Sync for Home {}
 
+/// The last holder frees it, on whichever thread: it is `Send` by its parts, and must stay so.
+const _: () = {
+    const fn sent<T: Send>() {}
+    sent::<Home>();
+};
+
 impl fmt::Debug for Home {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Home").field("id", &self.id).field("frames", &self.headers.len()).finish_non_exhaustive()

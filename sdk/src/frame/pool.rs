@@ -63,6 +63,7 @@ pub struct Pool {
     id: u16,
     distance: u64,
     frames: usize,
+    domain: Domain,
 }
 
 // SAFETY: the free buffers belong to the pool, not to a thread.
@@ -96,12 +97,19 @@ impl Pool {
         let home = unsafe { home.as_ref() };
         // The lowest address comes off the stack first.
         let free = (0..frames).rev().map(|index| home.buffer(index)).collect();
-        Ok(Self { free, id: home.id(), distance, frames })
+        Ok(Self { free, id: home.id(), distance, frames, domain: domain.clone() })
     }
 
     /// Frames it has in all.
     pub fn capacity(&self) -> usize {
         self.frames
+    }
+
+    /// Whose devices reach its frames. A driver compares it with its device's domain before it gives the device any address
+    /// of this pool's: in another domain the same address is other memory.
+    #[inline(always)]
+    pub fn domain(&self) -> &Domain {
+        &self.domain
     }
 
     /// Frames that are home now, after fetching those that were dropped elsewhere.
@@ -153,10 +161,15 @@ impl Pool {
         }
     }
 
-    /// Where a device finds the data of `frame`'s first segment. Any pool's frame will do.
+    /// Where a device of this pool's domain finds the data of `frame`'s first segment. Any pool's frame will do, if that
+    /// pool is in the same domain.
+    ///
+    /// # Panics
+    ///
+    /// If the frame's pool is in another domain: no device of this one reaches it.
     #[inline]
     pub fn iova(&self, frame: &Frame) -> Iova {
-        let distance = if frame.pool() == self.id { self.distance } else { foreign_distance(frame) };
+        let distance = if frame.pool() == self.id { self.distance } else { foreign_distance(frame, &self.domain) };
         Iova::of_buffer(frame.data_ptr().as_ptr() as usize, distance)
     }
 
@@ -185,8 +198,10 @@ impl Pool {
 
 #[cold]
 #[inline(never)]
-fn foreign_distance(frame: &Frame) -> u64 {
-    frame.home().region.distance()
+fn foreign_distance(frame: &Frame, domain: &Domain) -> u64 {
+    let region = &frame.home().region;
+    assert!(region.domain() == domain, "a frame whose pool is in another DMA domain than its device");
+    region.distance()
 }
 
 impl Drop for Pool {
@@ -253,11 +268,102 @@ mod tests {
 
     #[test]
     fn a_frame_of_another_pool_goes_home_to_that_one() {
-        let (mut a, mut b) = (pool(4), pool(4));
+        let config = PoolConfig { frames: 4, ..PoolConfig::default() };
+        let domain = Domain::new();
+        let [mut a, mut b] = [(); 2].map(|()| Pool::new_in(&domain, &config).unwrap());
         a.give(b.take().unwrap());
         assert_eq!((a.available(), b.available()), (4, 4));
         let frame = b.take().unwrap();
         assert_eq!(a.iova(&frame), b.iova(&frame));
+    }
+
+    #[test]
+    #[should_panic(expected = "in another DMA domain")]
+    fn a_frame_of_another_domain_has_no_address() {
+        let (a, mut b) = (pool(4), pool(4));
+        a.iova(&b.take().unwrap());
+    }
+
+    /// What one thread does to a frame before it drops it: everything that its next owner must not see.
+    fn spoil(frame: &mut Frame, with: u16) {
+        frame.copy_from(&with.to_ne_bytes().repeat(100));
+        frame.set_vlan(Some(with));
+        frame.set_rss_hash(with.into());
+        assert_eq!((frame.vlan(), frame.rss_hash()), (Some(with), Some(with.into())));
+        assert!(frame.segments().all(|segment| segment.data().chunks(2).all(|pair| *pair == with.to_ne_bytes())));
+    }
+
+    #[test]
+    fn frames_keep_coming_home_while_others_are_taken() {
+        const FRAMES: usize = 64;
+        const ROUNDS: u16 = 2000;
+        let domain = Domain::new();
+        let config = PoolConfig { frames: FRAMES, ..PoolConfig::default() };
+        let [mut pool, mut other] = [(); 2].map(|()| Pool::new_in(&domain, &config).unwrap());
+        std::thread::scope(|scope| {
+            let hands = [(); 3].map(|()| {
+                let (give, take) = std::sync::mpsc::sync_channel::<Burst>(2);
+                scope.spawn(move || {
+                    for (round, mut burst) in take.iter().enumerate() {
+                        for frame in &mut burst {
+                            spoil(frame, round as u16);
+                        }
+                    }
+                });
+                give
+            });
+            for round in 0..ROUNDS {
+                let mut burst = Burst::new();
+                pool.take_burst(&mut burst);
+                for frame in &mut burst {
+                    assert_eq!((frame.len(), frame.vlan(), frame.rss_hash()), (0, None, None));
+                    assert!(!frame.is_chained() && frame.unchain().is_none());
+                    spoil(frame, round);
+                    frame.set_len(0);
+                }
+                // Chains of both pools go and come home as single frames.
+                if let (Some(head), Some(tail)) = (burst.first_mut(), other.take()) {
+                    head.chain(tail);
+                }
+                if round % 7 == 0 {
+                    other.give_burst(&mut burst);
+                }
+                hands[usize::from(round) % hands.len()].send(burst).unwrap();
+            }
+        });
+        assert_eq!((pool.available(), other.available()), (FRAMES, FRAMES));
+    }
+
+    #[test]
+    fn pools_may_go_before_after_and_while_their_frames_do() {
+        const ROUNDS: usize = 300;
+        let domain = Domain::new();
+        for round in 0..ROUNDS {
+            let config = PoolConfig { frames: 8, ..PoolConfig::default() };
+            let mut pool = Pool::new_in(&domain, &config).unwrap();
+            let mut frames: Vec<_> = std::iter::from_fn(|| pool.take()).take(round % 9).collect();
+            let rest = frames.split_off(frames.len() / 2);
+            std::thread::scope(|scope| {
+                scope.spawn(move || drop(frames));
+                scope.spawn(move || drop(pool));
+                scope.spawn(move || drop(rest));
+            });
+        }
+        assert_eq!(domain.mapped_regions(), 0);
+    }
+
+    #[test]
+    fn a_panic_drops_the_frames_in_its_hands_like_any_other() {
+        let mut pool = pool(4);
+        let mut head = pool.take().unwrap();
+        head.chain(pool.take().unwrap());
+        let loose = pool.take().unwrap();
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(move || {
+            let mut frames = [head, loose];
+            frames[1].set_len(1 << 20);
+        }));
+        assert!(panic.is_err());
+        assert_eq!(pool.available(), 4);
     }
 
     #[test]
