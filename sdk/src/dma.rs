@@ -262,7 +262,7 @@ impl Domain {
     }
 
     /// Regions that live, or that some IOMMU would not give back.
-    #[cfg(test)]
+    #[cfg(all(test, not(loom)))]
     pub(crate) fn mapped_regions(&self) -> usize {
         self.lock().regions.len()
     }
