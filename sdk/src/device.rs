@@ -43,6 +43,9 @@ pub enum DeviceError {
 /// The address space in which one or more devices see memory: an IOMMU domain, or its model in software.
 ///
 /// This is mechanism only. [`crate::dma`] decides addresses and keeps the account; nobody else calls `map`.
+///
+/// [`crate::dma`] calls it with its domain's lock held. So an implementation, and whatever other thread it waits for, must
+/// neither call the domain nor drop a frame or a region meanwhile: the last frame of a pool frees the pool's memory.
 pub trait Iommu: Send + Sync + fmt::Debug {
     /// I/O virtual addresses that devices may be given, inclusive, ascending, without overlap.
     fn iova_ranges(&self) -> Vec<RangeInclusive<u64>>;

@@ -68,8 +68,9 @@ impl Vector {
 
     /// Fires it `n` times: what a device in software does, and what another thread does to wake a waiter.
     pub fn signal(&self, n: u64) {
-        // A write to an open eventfd fails only when the count is full, and then its waiter is due anyway.
-        let _ = event::eventfd_add(self.fd.as_fd(), n);
+        // The largest number cannot be written (eventfd(2)). Otherwise a write to an open eventfd fails only when the count
+        // is full, and then its waiter is due anyway.
+        let _ = event::eventfd_add(self.fd.as_fd(), n.min(u64::MAX - 1));
     }
 }
 
@@ -171,6 +172,13 @@ mod tests {
         vector.signal(2);
         assert_eq!(vector.wait(Duration::from_secs(5)), 3);
         assert_eq!(vector.wait(Duration::ZERO), 0);
+    }
+
+    #[test]
+    fn the_largest_signal_is_still_one() {
+        let vector = Vector::new().unwrap();
+        vector.signal(u64::MAX);
+        assert!(vector.take() > 0);
     }
 
     #[test]
