@@ -1,0 +1,195 @@
+//! Every interleaving of a few operations on the rings, and every value that weak memory allows, by loom's model checker.
+//!
+//!     RUSTFLAGS="--cfg loom" cargo test -p spinwake --release --test loom_ring
+#![cfg(loom)]
+
+use arrayvec::ArrayVec;
+use loom::model::Builder;
+use loom::sync::Arc;
+use loom::thread;
+use spinwake::ring::{mpmc, spsc};
+
+type Burst = ArrayVec<u32, 2>;
+
+/// Explores `scenario` with at most this many preemptions; loom's authors find two or three enough for nearly every bug.
+fn explore(preemptions: usize, scenario: impl Fn() + Send + Sync + 'static) {
+    let mut builder = Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(scenario);
+}
+
+#[test]
+fn spsc_wraps_with_bursts() {
+    explore(4, || {
+        let (mut producer, mut consumer) = spsc::ring(2).unwrap();
+        let pushing = thread::spawn(move || {
+            let mut rest: ArrayVec<u32, 4> = [1, 2, 3, 4].into();
+            while !rest.is_empty() {
+                if producer.push_burst(&mut rest) == 0 {
+                    thread::yield_now();
+                }
+            }
+        });
+        let mut popped: ArrayVec<u32, 4> = ArrayVec::new();
+        while !popped.is_full() {
+            if consumer.pop_burst(&mut popped) == 0 {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(popped[..], [1, 2, 3, 4]);
+        pushing.join().unwrap();
+        assert!(!consumer.pending());
+    });
+}
+
+#[test]
+fn spsc_closed_and_empty_means_finished() {
+    explore(4, || {
+        let (mut producer, mut consumer) = spsc::ring(2).unwrap();
+        let pushing = thread::spawn(move || {
+            producer.push(1).unwrap();
+            producer.push(2).unwrap();
+        });
+        let mut popped = Vec::new();
+        loop {
+            let closed = consumer.is_closed();
+            match consumer.pop() {
+                Some(item) => popped.push(item),
+                None if closed => break,
+                None => thread::yield_now(),
+            }
+        }
+        assert_eq!(popped, [1, 2]);
+        pushing.join().unwrap();
+    });
+}
+
+#[test]
+fn spsc_drops_what_is_inside() {
+    explore(4, || {
+        let item = Arc::new(());
+        let (mut producer, mut consumer) = spsc::ring(2).unwrap();
+        let inside = [Arc::clone(&item), Arc::clone(&item), Arc::clone(&item)];
+        let pushing = thread::spawn(move || {
+            let mut rest = ArrayVec::from(inside);
+            producer.push_burst(&mut rest);
+            producer.push_burst(&mut rest);
+        });
+        drop(consumer.pop());
+        drop(consumer);
+        pushing.join().unwrap();
+        assert_eq!(Arc::strong_count(&item), 1);
+    });
+}
+
+/// Pops until `count` items were found, or tries have run out; a model must end.
+fn pop_some(consumer: &mut mpmc::Consumer<u32>, tries: usize) -> Vec<u32> {
+    let mut popped = Vec::new();
+    for _ in 0..tries {
+        let mut burst = Burst::new();
+        if consumer.pop_burst(&mut burst) == 0 {
+            thread::yield_now();
+        }
+        popped.extend(burst);
+    }
+    popped
+}
+
+/// Each of `expected` is in `popped` once, and nothing else is.
+fn assert_each_once(mut popped: Vec<u32>, expected: &[u32]) {
+    popped.sort_unstable();
+    assert_eq!(popped, expected);
+}
+
+#[test]
+fn mpmc_one_of_each_wraps_with_bursts() {
+    explore(3, || {
+        let (mut producer, mut consumer) = mpmc::ring(2).unwrap();
+        let pushing = thread::spawn(move || {
+            let mut rest: ArrayVec<u32, 5> = [1, 2, 3, 4, 5].into();
+            while !rest.is_empty() {
+                if producer.push_burst(&mut rest) == 0 {
+                    thread::yield_now();
+                }
+            }
+        });
+        let mut popped: ArrayVec<u32, 5> = ArrayVec::new();
+        while !popped.is_full() {
+            if consumer.pop_burst(&mut popped) == 0 {
+                thread::yield_now();
+            }
+        }
+        assert_eq!(popped[..], [1, 2, 3, 4, 5]);
+        pushing.join().unwrap();
+        assert!(!consumer.pending());
+    });
+}
+
+#[test]
+fn mpmc_two_producers_one_consumer() {
+    explore(3, || {
+        let (producer, mut consumer) = mpmc::ring(2).unwrap();
+        let pushing: Vec<_> = [[10, 11], [20, 21]]
+            .into_iter()
+            .map(|items| {
+                let mut producer = producer.clone();
+                thread::spawn(move || {
+                    let mut rest = Burst::from(items);
+                    producer.push_burst(&mut rest);
+                    rest
+                })
+            })
+            .collect();
+        drop(producer);
+        let mut popped = pop_some(&mut consumer, 2);
+        let refused: Vec<_> = pushing.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        assert!(consumer.is_closed());
+        popped.extend(pop_some(&mut consumer, 2));
+        for tens in [1, 2] {
+            assert!(popped.iter().filter(|&item| item / 10 == tens).is_sorted());
+        }
+        popped.extend(refused);
+        assert_each_once(popped, &[10, 11, 20, 21]);
+    });
+}
+
+#[test]
+fn mpmc_one_producer_two_consumers() {
+    explore(3, || {
+        let (mut producer, mut consumer) = mpmc::ring(2).unwrap();
+        let popping: Vec<_> = (0..2)
+            .map(|_| {
+                let mut consumer = consumer.clone();
+                thread::spawn(move || pop_some(&mut consumer, 1))
+            })
+            .collect();
+        let mut rest: ArrayVec<u32, 3> = [1, 2, 3].into();
+        producer.push_burst(&mut rest);
+        producer.push_burst(&mut rest);
+        let mut popped: Vec<_> = popping.into_iter().flat_map(|thread| thread.join().unwrap()).collect();
+        popped.extend(rest);
+        popped.extend(pop_some(&mut consumer, 2));
+        assert_each_once(popped, &[1, 2, 3]);
+    });
+}
+
+#[test]
+fn mpmc_drops_what_is_inside() {
+    explore(3, || {
+        let item = Arc::new(());
+        let (producer, mut consumer) = mpmc::ring(2).unwrap();
+        let pushing: Vec<_> = (0..2)
+            .map(|_| {
+                let (mut producer, item) = (producer.clone(), Arc::clone(&item));
+                thread::spawn(move || drop(producer.push(item)))
+            })
+            .collect();
+        drop(producer);
+        drop(consumer.pop());
+        drop(consumer);
+        for thread in pushing {
+            thread.join().unwrap();
+        }
+        assert_eq!(Arc::strong_count(&item), 1);
+    });
+}
