@@ -82,7 +82,20 @@ fn spsc_drops_what_is_inside() {
     });
 }
 
-/// Pops until `count` items were found, or tries have run out; a model must end.
+#[test]
+fn spsc_producer_sees_what_a_gone_consumer_left() {
+    explore(4, || {
+        let (mut producer, mut consumer) = spsc::ring(2).unwrap();
+        producer.push_burst(&mut Burst::from([1, 2]));
+        let popping = thread::spawn(move || consumer.pop());
+        if producer.is_closed() {
+            assert_eq!(producer.len(), 1);
+        }
+        assert_eq!(popping.join().unwrap(), Some(1));
+    });
+}
+
+/// Pops bursts this many times; a model must end.
 fn pop_some(consumer: &mut mpmc::Consumer<u32>, tries: usize) -> Vec<u32> {
     let mut popped = Vec::new();
     for _ in 0..tries {
@@ -191,5 +204,106 @@ fn mpmc_drops_what_is_inside() {
             thread.join().unwrap();
         }
         assert_eq!(Arc::strong_count(&item), 1);
+    });
+}
+
+#[test]
+fn mpmc_closed_and_empty_means_finished() {
+    explore(3, || {
+        let (producer, mut consumer) = mpmc::ring(2).unwrap();
+        let pushing: Vec<_> = [1, 2]
+            .into_iter()
+            .map(|item| {
+                let mut producer = producer.clone();
+                thread::spawn(move || producer.push(item).unwrap())
+            })
+            .collect();
+        drop(producer);
+        let mut popped = Vec::new();
+        while !(consumer.is_closed() && consumer.is_empty()) {
+            match consumer.pop() {
+                Some(item) => popped.push(item),
+                None => thread::yield_now(),
+            }
+        }
+        assert_each_once(popped, &[1, 2]);
+        for thread in pushing {
+            thread.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn mpmc_producer_sees_what_gone_consumers_left() {
+    explore(3, || {
+        let (mut producer, mut consumer) = mpmc::ring(2).unwrap();
+        producer.push_burst(&mut Burst::from([1, 2]));
+        let popping = thread::spawn(move || consumer.pop());
+        if producer.is_closed() {
+            assert_eq!(producer.len(), 1);
+        }
+        assert_eq!(popping.join().unwrap(), Some(1));
+    });
+}
+
+/// A thread that is a whole lap behind must not take an old mark for a new one.
+#[test]
+fn mpmc_a_consumer_is_lapped() {
+    explore(4, || {
+        let (mut producer, mut consumer) = mpmc::ring(1).unwrap();
+        let mut late = consumer.clone();
+        let popping = thread::spawn(move || late.pop());
+        let mut popped = Vec::new();
+        let mut pushed = 0;
+        for item in 1..=3 {
+            if producer.push(item).is_ok() {
+                pushed += 1;
+            }
+            popped.extend(consumer.pop());
+        }
+        popped.extend(popping.join().unwrap());
+        popped.extend(consumer.pop());
+        assert_eq!(popped.len(), pushed);
+        popped.sort_unstable();
+        popped.dedup();
+        assert_eq!(popped.len(), pushed);
+    });
+}
+
+#[test]
+fn mpmc_a_producer_is_lapped() {
+    explore(4, || {
+        let (mut producer, mut consumer) = mpmc::ring(1).unwrap();
+        let mut late = producer.clone();
+        let pushing = thread::spawn(move || late.push(100).is_ok());
+        let mut popped = Vec::new();
+        let mut pushed = 0;
+        for item in 1..=3 {
+            if producer.push(item).is_ok() {
+                pushed += 1;
+            }
+            popped.extend(consumer.pop());
+        }
+        if pushing.join().unwrap() {
+            pushed += 1;
+        }
+        popped.extend(consumer.pop());
+        assert_eq!(popped.len(), pushed);
+        popped.sort_unstable();
+        popped.dedup();
+        assert_eq!(popped.len(), pushed);
+    });
+}
+
+#[test]
+fn mpmc_length_never_exceeds_what_was_pushed() {
+    explore(3, || {
+        let (producer, mut consumer) = mpmc::ring(4).unwrap();
+        let mut other = producer.clone();
+        let pushing = thread::spawn(move || other.push(1).unwrap());
+        let popping = thread::spawn(move || consumer.pop());
+        assert!(producer.len() <= 1);
+        pushing.join().unwrap();
+        popping.join().unwrap();
     });
 }

@@ -7,7 +7,7 @@ use super::sync::atomic::{AtomicU64, Ordering};
 /// Slots whose bits share one word.
 const WORD_BITS: usize = u64::BITS as usize;
 /// Words that share a padded block, two cache lines. Loom counts every atomic, and its rings are tiny.
-const BLOCK_WORDS: usize = if cfg!(loom) { 1 } else { 16 };
+const BLOCK_WORDS: usize = if cfg!(loom) { 2 } else { 16 };
 
 /// A bit for each slot of a ring, flipped once a lap, when the slot's position is done.
 ///

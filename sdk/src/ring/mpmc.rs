@@ -202,7 +202,7 @@ impl<T> Producer<T> {
         self.shared.slots.capacity()
     }
 
-    /// Whether all consumers are gone, so that nobody will pop what is pushed.
+    /// Whether all consumers are gone, so that nobody will pop what is pushed; what they left behind then counts in `len`.
     pub fn is_closed(&self) -> bool {
         self.shared.pop.handles.load(Ordering::Acquire) == 0
     }

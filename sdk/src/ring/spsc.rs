@@ -122,7 +122,7 @@ impl<T> Producer<T> {
         self.shared.slots.capacity()
     }
 
-    /// Whether the consumer is gone, so that nobody will pop what is pushed.
+    /// Whether the consumer is gone, so that nobody will pop what is pushed; `len` then says exactly what it left behind.
     pub fn is_closed(&self) -> bool {
         self.shared.consumer_gone.load(Ordering::Acquire)
     }
@@ -205,7 +205,8 @@ impl<T> Consumer<T> {
     /// Whether there is something to pop; costs one load at most.
     #[inline]
     pub fn pending(&self) -> bool {
-        self.popped != self.pushed_seen || self.popped != self.shared.pushed.load(Ordering::Acquire)
+        // Relaxed: nothing is read on the strength of it; a pop looks again, and sees at least as much.
+        self.popped != self.pushed_seen || self.popped != self.shared.pushed.load(Ordering::Relaxed)
     }
 
     /// How many items are inside; by the time it returns, more may be.
