@@ -446,14 +446,39 @@ impl Drop for DmaRegion {
     }
 }
 
+/// A descriptor: two 64-bit words that a device reads and writes too.
+#[derive(Debug)]
+#[repr(C, align(16))]
+pub struct Descriptor([AtomicU64; 2]);
+
+impl Descriptor {
+    /// Reads word 0 or 1. Acquire when it tells who owns the descriptor: what the device wrote before it is then visible.
+    ///
+    /// # Panics
+    ///
+    /// If `order` is one that loads cannot have: Release or AcqRel.
+    #[inline(always)]
+    pub fn load(&self, word: usize, order: Ordering) -> u64 {
+        self.0[word & 1].load(order)
+    }
+
+    /// Writes both words. The device sees them at the latest at the next
+    /// [`Bar::doorbell`](crate::mmio::Bar::doorbell).
+    #[inline(always)]
+    pub fn store(&self, words: [u64; 2]) {
+        self.0[0].store(words[0], Ordering::Relaxed);
+        self.0[1].store(words[1], Ordering::Relaxed);
+    }
+}
+
 /// A ring of 16-byte descriptors shared with a device: two 64-bit words each, read and written as atomics.
 ///
 /// It knows nothing of any device: who owns which descriptor, and what the words mean, is the driver's business. An
 /// index is taken modulo the length, so none can be out of bounds.
 ///
-/// No reference ever points at memory that a device owns, with this one exception: an access goes through a `&AtomicU64`
-/// that lives no longer than the access, because Rust has no other way to make an atomic one. A reference to an atomic
-/// says of the memory only that it is there and aligned, never that it does not change.
+/// No reference ever points at memory that a device owns, with this one exception: descriptors are reached as atomics,
+/// because Rust has no other way to make an atomic access. A reference to an atomic says of the memory only that it is there
+/// and aligned, never that it does not change.
 ///
 /// # Invariant
 ///
@@ -496,6 +521,18 @@ impl DescRing {
     /// Where the device finds descriptor 0.
     pub fn iova(&self) -> Iova {
         self.region.iova(0)
+    }
+
+    /// The descriptors from `index` on, at most `most` of them, as far as the ring's end.
+    #[inline(always)]
+    pub fn run(&self, index: usize, most: usize) -> &[Descriptor] {
+        let at = index & self.mask;
+        let n = most.min(self.mask + 1 - at);
+        // SAFETY: `at` is below `mask + 1`, so the descriptor lies in the region (type invariant).
+        let first = unsafe { self.base.cast::<Descriptor>().add(at) };
+        // SAFETY: `n` descriptors from there lie in the region, which lives as long as `self`; each is a pair of atomics,
+        // so the reference says nothing of what they hold.
+        unsafe { std::slice::from_raw_parts(first.as_ptr(), n) }
     }
 
     /// Reads word `word` (0 or 1) of descriptor `index`. Acquire when it tells who owns the descriptor: what the device

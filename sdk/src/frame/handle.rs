@@ -19,6 +19,8 @@ pub(super) mod flag {
     pub(in super::super) const SUM_L3: u16 = 1 << 7;
     pub(in super::super) const SUM_TCP: u16 = 1 << 8;
     pub(in super::super) const SUM_UDP: u16 = 1 << 9;
+    /// A device must do more than send one buffer as it is.
+    pub(in super::super) const CARE: u16 = CHAINED | VLAN | SUM_L3 | SUM_TCP | SUM_UDP;
 }
 
 /// What a device found out about a checksum of a received frame.
@@ -72,6 +74,20 @@ impl Frame {
     #[inline(always)]
     pub(super) unsafe fn empty(buffer: NonNull<u8>, pool: u16) -> Self {
         Self { buffer, word: u64::from(pool) << 48 | (HEADROOM as u64) << 16 }
+    }
+
+    /// A frame of `len` bytes out of an empty one, as its pool gave it.
+    #[inline(always)]
+    pub(super) fn filled_from_empty(mut self, len: usize) -> Self {
+        debug_assert!(self.word & 0xffff_ffff_ffff == (HEADROOM as u64) << 16 && len <= DATA_ROOM);
+        self.word |= len as u64;
+        self
+    }
+
+    /// Whether it is of the pool `pool`, and none of the flags in `not` is set.
+    #[inline(always)]
+    pub(super) fn is_of(&self, pool: u16, not: u16) -> bool {
+        self.word & (0xffff << 48 | u64::from(not) << 32) == u64::from(pool) << 48
     }
 
     /// Gives up the frame without sending its buffer home. The rest of a chain must have been taken off before.
@@ -315,7 +331,7 @@ impl Frame {
     /// Whether a device must do more with it than send one buffer as it is: a chain, a VLAN tag, a checksum.
     #[inline(always)]
     pub fn needs_care(&self) -> bool {
-        self.flags() & (flag::CHAINED | flag::VLAN | flag::SUM_L3 | flag::SUM_TCP | flag::SUM_UDP) != 0
+        self.flags() & flag::CARE != 0
     }
 
     #[cold]

@@ -15,12 +15,16 @@
 mod burst;
 mod handle;
 mod header;
+mod in_flight;
 mod pool;
+mod posted;
 mod returns;
 
 pub use burst::{BURST, Burst};
 pub use handle::{Checksum, Frame, L4Checksum, Segments};
+pub use in_flight::InFlight;
 pub use pool::{Pool, PoolConfig, PoolError};
+pub use posted::Posted;
 
 /// Bytes kept free in front of a received frame, for a program that adds headers.
 pub const HEADROOM: usize = 128;

@@ -1,10 +1,12 @@
 //! A pool: the buffers that frames are made of.
 #![expect(unsafe_code, reason = "makes frames out of free buffers")]
 
+use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
+use super::handle::flag;
 use super::header::{Home, MAX_POOLS};
-use super::{Burst, Frame, STRIDE};
+use super::{Burst, Frame, HEADROOM, STRIDE};
 use crate::dma::{DmaError, Domain, Iova};
 use crate::mem::MemRequest;
 
@@ -56,7 +58,7 @@ pub enum PoolError {
 ///
 /// # Invariant
 ///
-/// `free` holds buffers of `home` that belong to nobody else; its capacity is the pool's size, so it never grows.
+/// `free` holds buffers of `home` that belong to nobody else; it has room for all of them, so it never grows.
 #[derive(Debug)]
 pub struct Pool {
     free: Vec<NonNull<u8>>,
@@ -132,21 +134,29 @@ impl Pool {
     /// Fills `burst` with empty frames as far as there are any; returns how many it added.
     #[inline]
     pub fn take_burst<const N: usize>(&mut self, burst: &mut Burst<N>) -> usize {
-        let want = burst.remaining_capacity();
-        if self.free.len() < want {
-            self.collect();
+        let buffers = self.last_free(burst.remaining_capacity());
+        let n = buffers.list.len();
+        // SAFETY: the burst's first `len` frames are initialised, so this stays inside its array.
+        let to = unsafe { burst.as_mut_ptr().add(burst.len()) };
+        for (i, &buffer) in buffers.list.iter().enumerate() {
+            // SAFETY: the burst has room for `n` more frames.
+            let to = unsafe { to.add(i) };
+            // SAFETY: a free buffer of this pool, which leaves its list below.
+            let frame = unsafe { Frame::empty(buffer, buffers.pool) };
+            // SAFETY: inside the burst's array, on a place that holds no frame.
+            unsafe { to.write(frame) };
         }
-        let n = want.min(self.free.len());
-        let id = self.id;
-        // SAFETY: free buffers of this pool, each of which now belongs to its frame (type invariant).
-        burst.extend(self.free.drain(self.free.len() - n..).map(|buffer| unsafe { Frame::empty(buffer, id) }));
+        // SAFETY: `n` frames were written behind the burst's last.
+        unsafe { burst.set_len(burst.len() + n) };
+        // SAFETY: the last `n` free buffers now belong to those frames.
+        unsafe { self.forget_last(n) };
         n
     }
 
     /// Gives a frame back. One of another pool goes home to that one.
     #[inline]
     pub fn give(&mut self, frame: Frame) {
-        if frame.pool() == self.id && !frame.is_chained() {
+        if frame.is_of(self.id, flag::CHAINED) {
             self.free.push(frame.into_buffer());
         } else {
             self.give_slowly(frame);
@@ -156,9 +166,14 @@ impl Pool {
     /// Gives back all frames of `burst`, which is empty afterwards.
     #[inline]
     pub fn give_burst<const N: usize>(&mut self, burst: &mut Burst<N>) {
-        for frame in burst.drain(..) {
-            self.give(frame);
-        }
+        let n = burst.len();
+        let frames = burst.as_ptr().cast();
+        // SAFETY: from here on the burst owns no frame.
+        unsafe { burst.set_len(0) };
+        // SAFETY: `n` frames that nobody else owns now; the array lives as long as the burst.
+        let frames = unsafe { std::slice::from_raw_parts(frames, n) };
+        // SAFETY: as above.
+        unsafe { self.give_run(frames) };
     }
 
     /// Where a device of this pool's domain finds the data of `frame`'s first segment. Any pool's frame will do, if that
@@ -171,6 +186,73 @@ impl Pool {
     pub fn iova(&self, frame: &Frame) -> Iova {
         let distance = if frame.pool() == self.id { self.distance } else { foreign_distance(frame, &self.domain) };
         Iova::of_buffer(frame.data_ptr().as_ptr() as usize, distance)
+    }
+
+    /// Where a device of this pool's domain finds the data of `frame`, if it needs nothing but sending: no chain, no VLAN
+    /// tag, no checksum.
+    ///
+    /// # Panics
+    ///
+    /// As [`iova`](Self::iova).
+    #[inline(always)]
+    pub fn plain_iova(&self, frame: &Frame) -> Option<Iova> {
+        if frame.is_of(self.id, flag::CARE) {
+            return Some(Iova::of_buffer(frame.data_ptr().as_ptr() as usize, self.distance));
+        }
+        if frame.needs_care() { None } else { Some(self.iova(frame)) }
+    }
+
+    /// The free buffers that were given back last, `most` of them or all that are home.
+    #[inline(always)]
+    pub(super) fn last_free(&mut self, most: usize) -> LastFree<'_> {
+        if self.free.len() < most {
+            self.collect();
+        }
+        let from = self.free.len().saturating_sub(most);
+        LastFree { list: &self.free[from..], pool: self.id, distance: self.distance }
+    }
+
+    /// Takes the last `n` buffers off the list of free ones.
+    ///
+    /// # Safety
+    ///
+    /// There are that many, and each now belongs to one frame.
+    #[inline(always)]
+    pub(super) unsafe fn forget_last(&mut self, n: usize) {
+        debug_assert!(n <= self.free.len());
+        // SAFETY: shorter than before (the caller's promise).
+        unsafe { self.free.set_len(self.free.len() - n) };
+    }
+
+    /// Gives back the frames in `places`.
+    ///
+    /// # Safety
+    ///
+    /// Each place holds a frame that nobody else owns, and that is not used again.
+    #[inline(always)]
+    pub(super) unsafe fn give_run(&mut self, places: &[MaybeUninit<Frame>]) {
+        let id = self.id;
+        let mut len = self.free.len();
+        // Never moves: the list has room for all buffers of this pool (type invariant).
+        let free = self.free.as_mut_ptr();
+        for place in places {
+            // SAFETY: the place holds a frame (the caller's promise).
+            let frame = unsafe { place.assume_init_read() };
+            if frame.is_of(id, flag::CHAINED) {
+                // SAFETY: this buffer is out, so fewer than all are on the list.
+                let to = unsafe { free.add(len) };
+                // SAFETY: inside the list's memory (above).
+                unsafe { to.write(frame.into_buffer()) };
+                len += 1;
+            } else {
+                // SAFETY: `len` buffers have been written.
+                unsafe { self.free.set_len(len) };
+                self.give_slowly(frame);
+                len = self.free.len();
+            }
+        }
+        // SAFETY: `len` buffers have been written.
+        unsafe { self.free.set_len(len) };
     }
 
     #[cold]
@@ -196,6 +278,21 @@ impl Pool {
     }
 }
 
+/// Free buffers of a pool, about to be taken.
+pub(super) struct LastFree<'a> {
+    pub(super) list: &'a [NonNull<u8>],
+    pub(super) pool: u16,
+    distance: u64,
+}
+
+impl LastFree<'_> {
+    /// Where a device finds the data of an empty frame in `buffer`.
+    #[inline(always)]
+    pub(super) fn iova(&self, buffer: NonNull<u8>) -> Iova {
+        Iova::of_buffer(buffer.as_ptr() as usize + HEADROOM, self.distance)
+    }
+}
+
 #[cold]
 #[inline(never)]
 fn foreign_distance(frame: &Frame, domain: &Domain) -> u64 {
@@ -213,7 +310,7 @@ impl Drop for Pool {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::{DATA_ROOM, HEADROOM, L4Checksum};
+    use super::super::{DATA_ROOM, L4Checksum};
     use super::*;
 
     fn pool(frames: usize) -> Pool {

@@ -1,0 +1,137 @@
+//! Empty frames that a receive ring has given to its device.
+#![expect(unsafe_code, reason = "frames move by value between pool, ring and burst, several at a time")]
+
+use std::mem::MaybeUninit;
+
+use super::{Burst, DATA_ROOM, Frame, Pool};
+use crate::dma::Iova;
+
+/// The empty frames that a receive ring has given to its device, oldest first: a queue with as many places as the ring
+/// has descriptors, so that position `p` belongs to descriptor `p`, both modulo the length.
+///
+/// Frames come in by [`post`](Self::post), straight from a pool, and leave by [`harvest`](Self::harvest), with the
+/// lengths that the device reported. Positions count up for ever.
+///
+/// # Invariant
+///
+/// Places `head .. tail` (modulo the length, a power of two) hold frames; `tail - head` is at most the length. Each of
+/// them is as its pool gave it: no data, no flags, its headroom free.
+#[derive(Debug)]
+pub struct Posted {
+    places: Box<[MaybeUninit<Frame>]>,
+    head: usize,
+    tail: usize,
+}
+
+impl Posted {
+    /// A queue of `len` places, all free.
+    ///
+    /// # Panics
+    ///
+    /// If `len` is not a power of two.
+    pub fn new(len: usize) -> Self {
+        assert!(len.is_power_of_two(), "a ring of {len} places: the length must be a power of two");
+        Self { places: (0..len).map(|_| MaybeUninit::uninit()).collect(), head: 0, tail: 0 }
+    }
+
+    /// The position of the oldest frame.
+    #[inline(always)]
+    pub fn head(&self) -> usize {
+        self.head
+    }
+
+    /// The position that the next frame will get.
+    #[inline(always)]
+    pub fn tail(&self) -> usize {
+        self.tail
+    }
+
+    /// Frames in it.
+    #[inline(always)]
+    pub fn len(&self) -> usize {
+        self.tail - self.head
+    }
+
+    /// Whether it has no frames.
+    #[inline(always)]
+    pub fn is_empty(&self) -> bool {
+        self.head == self.tail
+    }
+
+    /// Moves up to `most` empty frames from `pool` to the tail, as far as the array's end, and calls `each` with the
+    /// address of each in order. Returns how many; fewer when the pool is dry or the places run out.
+    #[inline(always)]
+    pub fn post(&mut self, pool: &mut Pool, most: usize, mut each: impl FnMut(Iova)) -> usize {
+        let at = self.tail & (self.places.len() - 1);
+        let room = (self.places.len() - self.len()).min(self.places.len() - at);
+        let buffers = pool.last_free(most.min(room));
+        let mut posted = 0;
+        for (place, &buffer) in self.places[at..].iter_mut().zip(buffers.list) {
+            // SAFETY: a free buffer of that pool, which leaves its list below (`forget_last`).
+            place.write(unsafe { Frame::empty(buffer, buffers.pool) });
+            each(buffers.iova(buffer));
+            posted += 1;
+        }
+        // A panic of `each` leaves the buffers with the pool: until here they have not moved.
+        // SAFETY: as many of the last free buffers now belong to frames in `places`.
+        unsafe { pool.forget_last(posted) };
+        self.tail += posted;
+        posted
+    }
+
+    /// Moves frames from the head to `burst` as long as `filled` tells how many bytes the device put into the next one: at
+    /// most `most`, as far as the array's end and the burst's room. Stops at a length beyond a buffer's room. Returns how
+    /// many.
+    #[inline(always)]
+    pub fn harvest(&mut self, burst: &mut Burst, most: usize, mut filled: impl FnMut() -> Option<usize>) -> usize {
+        let at = self.head & (self.places.len() - 1);
+        let n = most.min(self.len()).min(self.places.len() - at).min(burst.remaining_capacity());
+        // SAFETY: the burst's first `len` frames are initialised, so this stays inside its array.
+        let to = unsafe { burst.as_mut_ptr().add(burst.len()) };
+        let mut moved = 0;
+        for place in &self.places[at..at + n] {
+            let Some(len) = filled() else { break };
+            if len > DATA_ROOM {
+                break;
+            }
+            // SAFETY: a place between head and tail holds a frame (type invariant), which leaves the queue below.
+            let frame = unsafe { place.assume_init_read() };
+            // SAFETY: the burst has room for `n` more frames.
+            let to = unsafe { to.add(moved) };
+            // SAFETY: inside the burst's array, on a place that holds no frame.
+            unsafe { to.write(frame.filled_from_empty(len)) };
+            moved += 1;
+        }
+        // A panic of `filled` leaves the frames in the queue: until here neither end has moved.
+        self.head += moved;
+        // SAFETY: `moved` more frames were written behind the burst's last.
+        unsafe { burst.set_len(burst.len() + moved) };
+        moved
+    }
+
+    /// Takes the oldest frame, still empty.
+    #[inline]
+    pub fn pop(&mut self) -> Option<Frame> {
+        if self.is_empty() {
+            return None;
+        }
+        let place = &self.places[self.head & (self.places.len() - 1)];
+        // SAFETY: the place at the head holds a frame (type invariant), which leaves the queue with the next line.
+        let frame = unsafe { place.assume_init_read() };
+        self.head += 1;
+        Some(frame)
+    }
+
+    /// Leaves all frames to the device for good: for one that would not stop.
+    pub fn leak(&mut self) {
+        self.head = self.tail;
+    }
+}
+
+impl Drop for Posted {
+    fn drop(&mut self) {
+        while let Some(frame) = self.pop() {
+            drop(frame);
+        }
+    }
+}
