@@ -405,6 +405,11 @@ impl DmaRegion {
         self.memory.is_empty()
     }
 
+    /// How big its pages are.
+    pub fn page_size(&self) -> PageSize {
+        self.memory.page_size()
+    }
+
     /// Where devices see byte `offset`.
     ///
     /// # Panics

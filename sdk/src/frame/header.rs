@@ -13,8 +13,9 @@ use loom::sync::atomic::AtomicU32;
 #[cfg(not(loom))]
 use std::sync::atomic::AtomicU32;
 
+use super::Frame;
+use super::layout::Layout;
 use super::returns::{Fate, NONE, Returns};
-use super::{Frame, STRIDE};
 use crate::dma::DmaRegion;
 
 /// Pools that may exist in one process at a time.
@@ -50,10 +51,11 @@ struct Header {
 ///
 /// # Invariant
 ///
-/// `region` holds `headers.len()` buffers, [`STRIDE`] bytes apart. It lives while its pool or any of its frames does:
+/// `region` holds `headers.len()` buffers, placed by `layout`. It lives while its pool or any of its frames does:
 /// whoever gives up the last of them (see [`Returns`]) frees it.
 pub(super) struct Home {
     pub(super) region: DmaRegion,
+    layout: Layout,
     headers: Box<[Header]>,
     returns: Returns,
     id: u16,
@@ -82,11 +84,18 @@ static IDS: Mutex<()> = Mutex::new(());
 impl Home {
     /// A home for `count` buffers in `region`; `None` when the process has [`MAX_POOLS`] pools already.
     pub(super) fn create(region: DmaRegion, count: usize) -> Option<NonNull<Self>> {
-        assert!(count * STRIDE <= region.len() && count < (u32::MAX - 1) as usize);
+        let layout = Layout::of(region.page_size());
+        assert!(layout.bytes(count) <= region.len() && count < (u32::MAX - 1) as usize);
         let _ids = IDS.lock().unwrap_or_else(PoisonError::into_inner);
         let id = HOMES.iter().position(|home| home.load(Ordering::Relaxed).is_null())?;
         let headers = (0..count).map(|_| Header { extra: UnsafeCell::default(), link: AtomicU32::new(NONE) }).collect();
-        let home = NonNull::from(Box::leak(Box::new(Self { region, headers, returns: Returns::new(), id: id as u16 })));
+        let home = NonNull::from(Box::leak(Box::new(Self {
+            region,
+            layout,
+            headers,
+            returns: Returns::new(),
+            id: id as u16,
+        })));
         HOMES[id].store(home.as_ptr(), Ordering::Release);
         Some(home)
     }
@@ -105,11 +114,11 @@ impl Home {
     pub(super) fn buffer(&self, index: usize) -> NonNull<u8> {
         assert!(index < self.headers.len());
         // SAFETY: the region holds that many buffers (type invariant).
-        unsafe { self.region.as_ptr().add(index * STRIDE) }
+        unsafe { self.region.as_ptr().add(self.layout.offset(index)) }
     }
 
     fn index_of(&self, buffer: NonNull<u8>) -> usize {
-        (buffer.as_ptr() as usize - self.region.as_ptr().as_ptr() as usize) / STRIDE
+        self.layout.index(buffer.as_ptr() as usize - self.region.as_ptr().as_ptr() as usize)
     }
 
     /// The extra data of the frame in `buffer`.

@@ -16,6 +16,7 @@ mod burst;
 mod handle;
 mod header;
 mod in_flight;
+mod layout;
 mod pool;
 mod posted;
 mod returns;

@@ -6,9 +6,10 @@ use std::ptr::NonNull;
 
 use super::handle::flag;
 use super::header::{Home, MAX_POOLS};
-use super::{Burst, Frame, HEADROOM, STRIDE};
+use super::layout::Layout;
+use super::{Burst, Frame, HEADROOM};
 use crate::dma::{DmaError, Domain, Iova};
-use crate::mem::MemRequest;
+use crate::mem::{MemRequest, PageSize};
 
 /// How a pool shall be.
 #[derive(Debug, Clone)]
@@ -91,8 +92,17 @@ impl Pool {
         if frames == 0 || frames > 1 << 24 {
             return Err(PoolError::Size { frames });
         }
-        let request = MemRequest::new(frames * STRIDE).node(config.node).fallback(!config.require_hugepages);
-        let region = domain.alloc(&request).map_err(|source| PoolError::Dma { frames, source })?;
+        let alloc = |page: PageSize| {
+            let request = MemRequest::new(Layout::of(page).bytes(frames)).page(page);
+            let request = request.node(config.node).fallback(!config.require_hugepages);
+            domain.alloc(&request).map_err(|source| PoolError::Dma { frames, source })
+        };
+        let mut region = alloc(PageSize::Huge2M)?;
+        if region.len() < Layout::of(region.page_size()).bytes(frames) {
+            // It came in ordinary pages, which hold fewer buffers.
+            drop(region);
+            region = alloc(PageSize::Ordinary)?;
+        }
         let distance = region.distance();
         let home = Home::create(region, frames).ok_or(PoolError::TooMany)?;
         // SAFETY: just created, and alive at least as long as this pool.
