@@ -1,6 +1,9 @@
 //! Two ports on one cable, and how to get them.
 
+use std::cell::RefCell;
 use std::fs;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -12,6 +15,7 @@ use spinwake::pci::{Bdf, Sysfs};
 use spinwake::port::{Link, Port, PortConfig, Queues, RxQueue, TxQueue};
 use spinwake::vfio::VfioDevice;
 use spinwake_pmd::igb::{IgbPort, Options};
+use spinwake_pmd::soft::{self, Control};
 
 /// For anything that must happen: generous, because the guest is emulated on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
@@ -24,6 +28,8 @@ const E1000E: DeviceId = DeviceId { vendor: 0x8086, device: 0x10d3 };
 /// Two devices that are cabled to each other, and what opens them.
 pub(crate) struct Rig {
     open: Box<dyn Fn() -> [Arc<dyn Device>; 2]>,
+    /// Pulls the cable out of the first device, or puts it back, where the test can do that.
+    pub(crate) plug: Option<Box<dyn Fn(bool)>>,
 }
 
 impl Rig {
@@ -163,9 +169,23 @@ pub(crate) fn guest(scenario: impl FnOnce(&Rig)) {
         return;
     };
     pair.iter().for_each(|bdf| bind(*bdf));
-    scenario(&Rig {
-        open: Box::new(move || pair.map(|bdf| Arc::new(VfioDevice::open(bdf).unwrap()) as Arc<dyn Device>)),
-    });
+    let open = move || pair.map(|bdf| Arc::new(VfioDevice::open(bdf).unwrap()) as Arc<dyn Device>);
+    scenario(&Rig { open: Box::new(open), plug: None });
+}
+
+/// Runs `scenario` on two soft NICs on a cable of their own.
+pub(crate) fn soft(scenario: impl FnOnce(&Rig)) {
+    static CABLES: AtomicUsize = AtomicUsize::new(0);
+    let spec = format!("soft:,queues=4,wire=igb-{}", CABLES.fetch_add(1, Ordering::Relaxed)).parse().unwrap();
+    let control: Rc<RefCell<Option<Control>>> = Rc::default();
+    let opened = control.clone();
+    let open = move || {
+        let [a, b] = [(); 2].map(|()| soft::open(&spec).unwrap());
+        *opened.borrow_mut() = Some(a.control());
+        [a, b].map(|nic| nic.device())
+    };
+    let plug = move |on| control.borrow().as_ref().unwrap().set_link(on);
+    scenario(&Rig { open: Box::new(open), plug: Some(Box::new(plug)) });
 }
 
 /// The two last controllers. A guest whose only two are cabled to the kernel's e1000e has no such pair.
