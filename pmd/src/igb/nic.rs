@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use spinwake::device::Device;
 use spinwake::dma::{Attachment, Domain};
+use spinwake::frame::Pool;
 use spinwake::mmio::{Bar, Reg, Rw};
 use spinwake::port::{MacAddr, PortError};
 
@@ -94,6 +95,15 @@ impl Nic {
 
     pub(super) fn domain(&self) -> &Domain {
         self.attachment.domain()
+    }
+
+    /// A pool of another domain is a mistake of the program: there, the same address is other memory.
+    #[inline(always)]
+    pub(super) fn check_domain(&self, pool: &Pool) {
+        assert!(
+            pool.domain() == self.domain(),
+            "a pool that this port's device cannot reach: it is in another DMA domain"
+        );
     }
 
     pub(super) fn health(&self) -> Health {

@@ -1,13 +1,13 @@
 //! Receive queues.
 //!
 //! ```text
-//!            next                          published      filled
+//!            head                          published       tail
 //!              │  frames come in here          │  not yet    │
 //!  ─ holes ─┬──▼──────────────────────────────▼─────────────▼── holes ─
-//!           harvest: slot → burst              doorbell       refill: pool → slot
+//!           harvest: ring → burst              doorbell       refill: pool → ring
 //! ```
 //!
-//! Positions count up for ever and are taken modulo the ring's length. `next <= published <= filled < next + length`:
+//! Positions count up for ever and are taken modulo the ring's length. `head <= published <= tail < head + length`:
 //! one hole always stays, because the device takes head = tail for an empty ring. Everything the device writes is
 //! checked: a length must fit the buffer, a chain must fit the largest frame.
 
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use spinwake::dma::DescRing;
-use spinwake::frame::{Burst, Checksum, DATA_ROOM, Frame, Pool};
+use spinwake::frame::{Burst, Checksum, DATA_ROOM, Frame, Pool, Posted};
 use spinwake::irq::Vector;
 use spinwake::port::{Offloads, PortError, RxCounters, RxQueue};
 
@@ -51,14 +51,11 @@ pub(super) struct IgbRx {
     queue: usize,
     /// `None` only when it had to be left to the device.
     ring: Option<DescRing>,
-    /// The buffer of each descriptor; as many as the ring has.
-    slots: Box<[Option<Frame>]>,
-    /// The next descriptor to look at.
-    next: usize,
+    /// The buffers of the descriptors between head and tail.
+    posted: Posted,
+    len: usize,
     /// The device may fill descriptors below this one.
     published: usize,
-    /// Descriptors below this one have a buffer.
-    filled: usize,
     /// Refill and publish in units of this many.
     batch: usize,
     chain: Chain,
@@ -103,10 +100,9 @@ impl IgbRx {
         let base = ring.iova().get();
         let this = Self {
             queue,
-            slots: (0..ring_len).map(|_| None).collect(),
-            next: 0,
+            posted: Posted::new(ring_len),
+            len: ring_len,
             published: 0,
-            filled: 0,
             batch: BATCH.min(ring_len / 4),
             chain: Chain::default(),
             metadata: offloads.rx_checksum || offloads.vlan_strip || offloads.rss_hash,
@@ -135,43 +131,33 @@ impl IgbRx {
     #[inline(always)]
     fn harvest(&mut self, burst: &mut Burst, tally: &mut Tally) -> bool {
         let Some(ring) = &self.ring else { return false };
-        let mut want = burst.remaining_capacity().min(self.published - self.next);
+        let mut want = burst.remaining_capacity().min(self.published - self.posted.head());
         while want > 0 {
-            // Up to the end of the ring at a time, so that slots are walked rather than indexed.
-            let at = self.next & (self.slots.len() - 1);
-            let slots = &mut self.slots[at..];
-            let run = want.min(slots.len());
-            let start = self.next;
-            let mut next = start;
+            // Up to the end of the ring at a time.
+            let run = ring.run(self.posted.head(), want);
             let mut bytes = 0;
-            let mut stop = Stop::Full;
-            for slot in &mut slots[..run] {
-                let word = ring.load(next, 1, Ordering::Acquire);
-                let len = desc::len(word);
-                if word & (desc::DD | desc::EOP | desc::RXE) != desc::DD | desc::EOP || !fits(len) {
-                    stop = if word & desc::DD == 0 { Stop::NotDone } else { Stop::Odd };
-                    break;
+            let mut last = 0;
+            let mut descriptors = run.iter();
+            let first = burst.len();
+            let moved = self.posted.harvest(burst, run.len(), || {
+                last = descriptors.next()?.load(1, Ordering::Acquire);
+                let len = desc::len(last);
+                let plain = last & (desc::DD | desc::EOP | desc::RXE) == desc::DD | desc::EOP && fits(len);
+                bytes += if plain { len } else { 0 };
+                plain.then_some(len)
+            });
+            if self.metadata {
+                for (frame, descriptor) in burst[first..].iter_mut().zip(run) {
+                    let [word0, word1] = [0, 1].map(|word| descriptor.load(word, Ordering::Relaxed));
+                    annotate(frame, word0, word1, self.offloads);
                 }
-                let Some(mut frame) = slot.take() else {
-                    stop = Stop::Odd;
-                    break;
-                };
-                frame.set_len(len);
-                if self.metadata {
-                    annotate(&mut frame, ring.load(next, 0, Ordering::Relaxed), word, self.offloads);
-                }
-                burst.push(frame);
-                bytes += len;
-                next += 1;
             }
-            self.next = next;
-            tally.frames += next - start;
+            tally.frames += moved;
             tally.bytes += bytes;
-            match stop {
-                Stop::Full => want -= run,
-                Stop::NotDone => return false,
-                Stop::Odd => return true,
+            if moved < run.len() {
+                return last & desc::DD != 0;
             }
+            want -= moved;
         }
         false
     }
@@ -182,16 +168,13 @@ impl IgbRx {
     #[inline(never)]
     fn harvest_odd(&mut self, pool: &mut Pool, burst: &mut Burst, tally: &mut Tally) -> bool {
         let Some(ring) = &self.ring else { return false };
-        let mask = self.slots.len() - 1;
-        while self.next != self.published && !burst.is_full() {
-            let word = ring.load(self.next, 1, Ordering::Acquire);
+        while self.posted.head() != self.published && !burst.is_full() {
+            let word = ring.load(self.posted.head(), 1, Ordering::Acquire);
             if word & desc::DD == 0 {
                 return false;
             }
-            let hash_word = ring.load(self.next, 0, Ordering::Relaxed);
-            let slot = self.slots[self.next & mask].take();
-            self.next += 1;
-            let Some(mut frame) = slot else { continue };
+            let hash_word = ring.load(self.posted.head(), 0, Ordering::Relaxed);
+            let Some(mut frame) = self.posted.pop() else { return false };
             let len = desc::len(word);
             let last = word & desc::EOP != 0;
             // The device fills a buffer before it goes on to the next.
@@ -234,30 +217,19 @@ impl IgbRx {
     #[inline(always)]
     fn refill(&mut self, pool: &mut Pool) -> bool {
         let Some(ring) = &self.ring else { return true };
-        let mut want = self.next + self.slots.len() - 1 - self.filled;
+        let mut want = self.len - 1 - self.posted.len();
         while want > 0 {
-            let at = self.filled & (self.slots.len() - 1);
-            let slots = &mut self.slots[at..];
-            let run = want.min(slots.len());
-            let mut filled = self.filled;
-            let mut dry = false;
-            for slot in &mut slots[..run] {
-                let Some(frame) = pool.take() else {
-                    dry = true;
-                    break;
-                };
-                let [word0, word1] = desc::give(pool.iova(&frame));
-                ring.store(filled, 0, word0);
-                ring.store(filled, 1, word1);
-                // A hole holds nothing, so nothing is lost; forgetting says so without a check.
-                mem::forget(slot.replace(frame));
-                filled += 1;
-            }
-            self.filled = filled;
-            if dry {
+            let run = ring.run(self.posted.tail(), want);
+            let mut descriptors = run.iter();
+            let posted = self.posted.post(pool, run.len(), |iova| {
+                if let Some(descriptor) = descriptors.next() {
+                    descriptor.store(desc::give(iova));
+                }
+            });
+            if posted < run.len() {
                 return false;
             }
-            want -= run;
+            want -= posted;
         }
         true
     }
@@ -265,27 +237,19 @@ impl IgbRx {
     /// Refills the ring if a batch is missing, and tells the device if it is worth a register write.
     #[inline(always)]
     fn replenish(&mut self, pool: &mut Pool) {
-        let len = self.slots.len();
-        if self.next + len - 1 - self.filled >= self.batch {
+        if self.len - 1 - self.posted.len() >= self.batch {
             if !self.refill(pool) {
                 self.counters.no_buf.add(1);
             }
-            let unpublished = self.filled - self.published;
+            let unpublished = self.posted.tail() - self.published;
             // A device that runs short is told of every single buffer.
-            let short = self.published - self.next < self.batch;
+            let short = self.published - self.posted.head() < self.batch;
             if unpublished >= self.batch || (short && unpublished > 0) {
-                self.published = self.filled;
-                self.nic.bar.doorbell(regs::rdt(self.queue), (self.published & (len - 1)) as u32);
+                self.published = self.posted.tail();
+                self.nic.bar.doorbell(regs::rdt(self.queue), (self.published & (self.len - 1)) as u32);
             }
         }
     }
-}
-
-/// Why [`IgbRx::harvest`] stopped.
-enum Stop {
-    Full,
-    NotDone,
-    Odd,
 }
 
 /// Whether a frame of `len` bytes is one, and fits a buffer.
@@ -317,6 +281,7 @@ fn annotate(frame: &mut Frame, word0: u64, word1: u64, offloads: Offloads) {
 
 impl RxQueue for IgbRx {
     fn rx_burst(&mut self, pool: &mut Pool, burst: &mut Burst) -> usize {
+        self.nic.check_domain(pool);
         let mut tally = Tally::default();
         // A chain that the last burst left unfinished comes first.
         let mut odd = !self.chain.is_idle();
@@ -340,7 +305,8 @@ impl RxQueue for IgbRx {
 
     fn pending(&self) -> bool {
         let Some(ring) = &self.ring else { return false };
-        self.next != self.published && ring.load(self.next, 1, Ordering::Relaxed) & desc::DD != 0
+        let head = self.posted.head();
+        head != self.published && ring.load(head, 1, Ordering::Relaxed) & desc::DD != 0
     }
 
     fn arm(&mut self) {
@@ -368,13 +334,15 @@ impl Drop for IgbRx {
     fn drop(&mut self) {
         self.disarm();
         if !self.nic.stop_queue(regs::rxdctl(self.queue)) {
-            self.slots.iter_mut().for_each(|slot| mem::forget(slot.take()));
+            self.posted.leak();
             if let Some(ring) = self.ring.take() {
                 ring.leak();
             }
         }
         // What is not left to the device goes home before the port may start again.
-        self.slots = Box::default();
+        while let Some(frame) = self.posted.pop() {
+            drop(frame);
+        }
         self.ring = None;
         self.nic.died();
     }

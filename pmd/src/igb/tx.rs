@@ -7,12 +7,11 @@
 //! one that moves frames into slots. The first frame that is a chain, wants a VLAN tag or a checksum, or cannot be sent,
 //! sends the rest of its burst down the careful path.
 
-use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use spinwake::dma::DescRing;
-use spinwake::frame::{Burst, Frame, L4Checksum, Pool};
+use spinwake::frame::{Burst, Frame, InFlight, L4Checksum, Pool};
 use spinwake::port::{Offloads, PortError, TxCounters, TxQueue};
 
 use super::desc::tx as desc;
@@ -47,24 +46,32 @@ pub(super) struct IgbTx {
     queue: usize,
     /// `None` only when it had to be left to the device.
     ring: Option<DescRing>,
-    /// The frame that each descriptor ends; as many as the ring has.
-    slots: Box<[Option<Frame>]>,
+    frames: InFlight,
+    len: usize,
     /// The next descriptor to write.
     tail: usize,
     /// The oldest descriptor whose frame was not given back.
     clean: usize,
-    /// Where the batches in flight end (one past the last descriptor), oldest at `first_batch`; as many as the ring has.
-    batches: Box<[usize]>,
+    /// The batches in flight, oldest at `first_batch`; as many as the ring has.
+    batches: Box<[Batch]>,
     first_batch: usize,
     next_batch: usize,
     /// Descriptors in a batch at most.
     batch: usize,
-    in_flight: usize,
     /// The context that the device has.
     context: Option<[u64; 2]>,
     max_frame: usize,
     offloads: Offloads,
     counters: Arc<TxCounters>,
+}
+
+/// Descriptors whose last one tells when all of them are done.
+#[derive(Debug, Clone, Copy, Default)]
+struct Batch {
+    /// One past the last descriptor.
+    end: usize,
+    /// Frames that they carry.
+    frames: usize,
 }
 
 impl IgbTx {
@@ -77,14 +84,14 @@ impl IgbTx {
         let this = Self {
             queue,
             ring: Some(ring),
-            slots: (0..ring_len).map(|_| None).collect(),
+            frames: InFlight::new(ring_len),
+            len: ring_len,
             tail: 0,
             clean: 0,
-            batches: vec![0; ring_len].into(),
+            batches: vec![Batch::default(); ring_len].into(),
             first_batch: 0,
             next_batch: 0,
             batch: ring_len / 4,
-            in_flight: 0,
             context: None,
             max_frame,
             offloads,
@@ -107,44 +114,34 @@ impl IgbTx {
     /// Descriptors that may be written; one stays free, because head = tail means an empty ring.
     #[inline(always)]
     fn free(&self) -> usize {
-        self.slots.len() - 1 - (self.tail - self.clean)
+        self.len - 1 - (self.tail - self.clean)
     }
 
     /// Gives the frames of finished batches back; returns how many.
     #[inline(always)]
     fn reclaim_batches(&mut self, pool: &mut Pool) -> usize {
         let Some(ring) = &self.ring else { return 0 };
-        let mut frames = 0;
+        let before = self.frames.len();
         while self.first_batch != self.next_batch {
-            let end = self.batches[self.first_batch & (self.slots.len() - 1)];
-            if ring.load(end.wrapping_sub(1), 1, Ordering::Acquire) & desc::DD == 0 {
+            let batch = self.batches[self.first_batch & (self.batches.len() - 1)];
+            if ring.load(batch.end.wrapping_sub(1), 1, Ordering::Acquire) & desc::DD == 0 {
                 break;
             }
             self.first_batch += 1;
-            while self.clean != end {
-                let at = self.clean & (self.slots.len() - 1);
-                let slots = &mut self.slots[at..];
-                let run = slots.len().min(end - self.clean);
-                for slot in &mut slots[..run] {
-                    if let Some(frame) = slot.take() {
-                        pool.give(frame);
-                        frames += 1;
-                    }
-                }
-                self.clean += run;
-            }
+            self.clean = batch.end;
+            self.frames.give_back(pool, batch.frames);
         }
-        self.in_flight -= frames;
-        frames
+        before - self.frames.len()
     }
 
-    /// Asks for the completion of the last descriptor written, on behalf of all since the last batch.
+    /// Asks for the completion of the last descriptor written, on behalf of all since the last batch, which carry `frames`.
     #[inline(always)]
-    fn close_batch(&mut self) {
+    fn close_batch(&mut self, frames: usize) {
         let Some(ring) = &self.ring else { return };
         let last = self.tail.wrapping_sub(1);
         ring.store(last, 1, ring.load(last, 1, Ordering::Relaxed) | desc::RS);
-        self.batches[self.next_batch & (self.slots.len() - 1)] = self.tail;
+        let at = self.next_batch & (self.batches.len() - 1);
+        self.batches[at] = Batch { end: self.tail, frames };
         self.next_batch += 1;
     }
 
@@ -154,33 +151,29 @@ impl IgbTx {
         let Some(ring) = &self.ring else { return (0, 0) };
         let limit = self.free().min(self.batch).min(burst.len());
         let longest = self.max_frame - MIN_FRAME;
-        let mut tail = self.tail;
+        let mut sent = 0;
         let mut bytes = 0;
-        for frame in &burst[..limit] {
-            let len = frame.len();
-            if frame.needs_care() || len.wrapping_sub(MIN_FRAME) > longest {
+        while sent < limit {
+            // Up to the end of the ring at a time.
+            let run = ring.run(self.tail + sent, limit - sent);
+            let before = sent;
+            for (frame, descriptor) in burst[sent..].iter().zip(run) {
+                let len = frame.len();
+                let Some(iova) = pool.plain_iova(frame).filter(|_| len.wrapping_sub(MIN_FRAME) <= longest) else {
+                    break;
+                };
+                descriptor.store([iova.get(), desc::whole(len)]);
+                bytes += len;
+                sent += 1;
+            }
+            if sent - before < run.len() {
                 break;
             }
-            ring.store(tail, 0, pool.iova(frame).get());
-            ring.store(tail, 1, desc::whole(len));
-            tail += 1;
-            bytes += len;
         }
-        let sent = tail - self.tail;
         if sent > 0 {
-            let mut frames = burst.drain(..sent);
-            while self.tail != tail {
-                let at = self.tail & (self.slots.len() - 1);
-                let slots = &mut self.slots[at..];
-                let run = slots.len().min(tail - self.tail);
-                for (slot, frame) in slots[..run].iter_mut().zip(&mut frames) {
-                    // A free slot holds nothing, so nothing is lost; forgetting says so without a check.
-                    mem::forget(slot.replace(frame));
-                }
-                self.tail += run;
-            }
-            drop(frames);
-            self.close_batch();
+            self.frames.push_from(burst, sent);
+            self.tail += sent;
+            self.close_batch(sent);
         }
         (sent, bytes)
     }
@@ -201,7 +194,7 @@ impl IgbTx {
             fit += 1;
         }
         let (mut sent, mut bytes, mut refused) = (0, 0, 0);
-        let mut open = self.tail;
+        let (mut open, mut frames) = (self.tail, 0);
         for frame in burst.drain(..fit) {
             if self.segments_of(&frame).is_none() {
                 // Dropping it sends it home.
@@ -209,14 +202,15 @@ impl IgbTx {
                 continue;
             }
             sent += 1;
+            frames += 1;
             bytes += self.send_any(pool, frame);
             if self.tail - open >= self.batch {
-                self.close_batch();
-                open = self.tail;
+                self.close_batch(frames);
+                (open, frames) = (self.tail, 0);
             }
         }
         if self.tail != open {
-            self.close_batch();
+            self.close_batch(frames);
         }
         if refused > 0 {
             self.counters.refused.add(refused);
@@ -275,8 +269,7 @@ impl IgbTx {
             ring.store(self.tail, 1, desc::part(segment.len(), total, options | end));
             self.tail += 1;
         }
-        let last = self.tail.wrapping_sub(1) & (self.slots.len() - 1);
-        self.slots[last] = Some(frame);
+        self.frames.push(frame);
         total
     }
 }
@@ -311,6 +304,7 @@ fn context_of(frame: &Frame) -> ([u64; 2], u64) {
 
 impl TxQueue for IgbTx {
     fn tx_burst(&mut self, pool: &mut Pool, burst: &mut Burst) -> usize {
+        self.nic.check_domain(pool);
         self.reclaim_batches(pool);
         let (mut taken, mut frames, mut bytes) = (0, 0, 0);
         let before = self.tail;
@@ -327,10 +321,9 @@ impl TxQueue for IgbTx {
             self.counters.full.add(1);
         }
         if self.tail != before {
-            self.in_flight += frames;
             self.counters.frames.add(frames as u64);
             self.counters.bytes.add(bytes as u64);
-            self.nic.bar.doorbell(regs::tdt(self.queue), (self.tail & (self.slots.len() - 1)) as u32);
+            self.nic.bar.doorbell(regs::tdt(self.queue), (self.tail & (self.len - 1)) as u32);
         }
         taken
     }
@@ -340,7 +333,7 @@ impl TxQueue for IgbTx {
     }
 
     fn in_flight(&self) -> usize {
-        self.in_flight
+        self.frames.len()
     }
 
     fn counters(&self) -> &Arc<TxCounters> {
@@ -351,13 +344,13 @@ impl TxQueue for IgbTx {
 impl Drop for IgbTx {
     fn drop(&mut self) {
         if !self.nic.stop_queue(regs::txdctl(self.queue)) {
-            self.slots.iter_mut().for_each(|slot| mem::forget(slot.take()));
+            self.frames.leak();
             if let Some(ring) = self.ring.take() {
                 ring.leak();
             }
         }
         // What is not left to the device goes home before the port may start again.
-        self.slots = Box::default();
+        self.frames = InFlight::new(1);
         self.ring = None;
         self.nic.died();
     }
