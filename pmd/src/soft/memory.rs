@@ -76,6 +76,11 @@ impl SoftIommu {
         self.write().mastering = on;
     }
 
+    /// Waits until no access of the model that began before is under way.
+    pub(super) fn wait_idle(&self) {
+        drop(self.write());
+    }
+
     pub(super) fn mastering(&self) -> bool {
         self.table.read().unwrap_or_else(PoisonError::into_inner).mastering
     }

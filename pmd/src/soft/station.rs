@@ -110,7 +110,9 @@ impl Station {
         }
         self.tx.active |= work as u32 & 0xFFFF;
         self.ingress.run(shared, &mut self.tally, now_ns);
-        let Some(dma) = nic.memory.dma() else {
+        // The bit is looked at with the memory open: whoever sets it waits until it is closed.
+        let allowed = |_: &Dma<'_>| nic.registers.get(at::CTRL) & at::ctrl::GIO_MASTER_DISABLE == 0;
+        let Some(dma) = nic.memory.dma().filter(allowed) else {
             self.generator.hold();
             self.tally.flush(&nic.registers);
             return false;
@@ -229,8 +231,8 @@ impl Station {
                     self.ingress.arrive(&nic, shared, &mut self.tally, frame, now_ns);
                 }
                 Order::Rate(rate) => self.generator.set_rate(rate),
-                Order::Reset => self.reset(shared),
-                Order::Barrier => {}
+                Order::Reset if self.nic.answers() => self.reset(shared),
+                Order::Reset | Order::Barrier => {}
             }
         }
         count

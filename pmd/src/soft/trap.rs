@@ -9,8 +9,8 @@ use super::fault::Fault;
 use super::layout::{self as at, ctrl, icr, queue, status};
 use super::nic::{Nic, Order, pending};
 
-/// How long an access that makes a race waits for the fabric.
-const RACE_LIMIT: Duration = Duration::from_secs(5);
+/// How long an access waits for the fabric at most.
+const TURN_LIMIT: Duration = Duration::from_secs(5);
 
 impl RegisterIo for Nic {
     fn read(&self, offset: usize, width: Width) -> u64 {
@@ -110,6 +110,12 @@ impl Nic {
                 let kept = value & !(at::DCTL_ENABLE | at::DCTL_WISH);
                 self.registers.update(offset, |old| kept | wish | old & at::DCTL_ENABLE);
                 self.notify(pending::CONFIG);
+                if (wish != 0) != (self.registers.get(offset) & at::DCTL_ENABLE != 0) {
+                    // A driver gives the device a deadline, and a device is never descheduled, but the fabric may be: so
+                    // its turn is waited for here, where no driver's clock runs.
+                    let ticket = self.order(Order::Barrier);
+                    self.await_order(ticket, TURN_LIMIT);
+                }
             }
             // 128-byte units (8.10.5, 8.10.7).
             queue::BAL => self.registers.set(offset, value & !0x7F),
@@ -122,6 +128,9 @@ impl Nic {
         let was_up = self.link_up();
         let reset = value & (ctrl::RST | ctrl::DEV_RST) != 0;
         self.registers.set(at::CTRL, value & !(ctrl::PHY_RST | ctrl::DEV_RST) | if reset { ctrl::RST } else { 0 });
+        if value & ctrl::GIO_MASTER_DISABLE != 0 {
+            self.memory.wait_idle();
+        }
         if reset {
             self.notify(pending::RESET);
         } else if self.link_up() != was_up {
@@ -188,7 +197,7 @@ impl Nic {
             && self.races.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)).is_ok();
         if wanted {
             let ticket = self.order(Order::Send(1));
-            self.await_order(ticket, RACE_LIMIT);
+            self.await_order(ticket, TURN_LIMIT);
         }
     }
 
