@@ -150,7 +150,9 @@ impl Device for SoftDevice {
     }
 
     fn irq_unmask(&self) -> Result<(), DeviceError> {
-        if self.nic.irq.unmask(&self.nic.faults) { Ok(()) } else { Err(self.missing("INTx turned on")) }
+        let on = self.nic.irq.unmask(&self.nic.faults);
+        self.nic.keep_time();
+        if on { Ok(()) } else { Err(self.missing("INTx turned on")) }
     }
 
     fn notices(&self) -> Option<&Notices> {

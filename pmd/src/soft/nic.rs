@@ -52,12 +52,16 @@ pub(super) struct Nic {
 
 /// Bits of [`Nic::notify`]. Transmit queue `q` has bit `q`, receive queue `q` bit `16 + q`.
 pub(super) mod pending {
-    /// Queues were enabled or disabled, or another register that the fabric keeps a copy of was written.
+    /// Queues were enabled or disabled, or a register was written that may let frames flow.
     pub(crate) const CONFIG: u64 = 1 << 32;
     /// Software reset.
     pub(crate) const RESET: u64 = 1 << 33;
     /// Orders are waiting, or a flag of the NIC changed.
     pub(crate) const ORDERS: u64 = 1 << 34;
+    /// The RSS key was written.
+    pub(crate) const KEY: u64 = 1 << 35;
+    /// An interrupt is to be sent later.
+    pub(crate) const TIMER: u64 = 1 << 36;
 }
 
 /// What a test (or the device's reset) wants of the fabric.

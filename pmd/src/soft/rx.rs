@@ -71,8 +71,8 @@ impl Receiver {
         Self { toeplitz: Toeplitz::new(&nic.registers), enabled: 0, touched: 0, rng, scratch: Vec::new() }
     }
 
-    /// Takes over what the registers say since they were written.
-    pub(super) fn configure(&mut self, nic: &Nic) {
+    /// Takes over the RSS key.
+    pub(super) fn rekey(&mut self, nic: &Nic) {
         self.toeplitz = Toeplitz::new(&nic.registers);
     }
 

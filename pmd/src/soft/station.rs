@@ -108,6 +108,9 @@ impl Station {
         if work & pending::CONFIG != 0 {
             self.configure();
         }
+        if work & pending::KEY != 0 {
+            self.rx.rekey(&nic);
+        }
         self.tx.active |= work as u32 & 0xFFFF;
         self.ingress.run(shared, &mut self.tally, now_ns);
         // The bit is looked at with the memory open: whoever sets it waits until it is closed.
@@ -263,9 +266,10 @@ impl Station {
         self.tally = Tally::new();
         self.nic.registers.reset(self.nic.mac);
         self.configure();
+        self.rx.rekey(&self.nic);
     }
 
-    /// Grants what the driver wishes of its queues, and takes over the RSS key.
+    /// Grants what the driver wishes of its queues.
     fn configure(&mut self) {
         let registers = &self.nic.registers;
         let (mut rx, mut tx) = (0, 0);
@@ -282,7 +286,6 @@ impl Station {
         }
         self.tx.active |= tx;
         (self.rx.enabled, self.tx.enabled) = (rx, tx);
-        self.rx.configure(&self.nic);
     }
 
     fn due_ns(&self) -> u64 {

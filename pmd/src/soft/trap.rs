@@ -78,17 +78,20 @@ impl Nic {
             at::EIMS | at::IMS => {
                 self.race();
                 self.irq.write(offset, value, &self.faults);
+                self.keep_time();
             }
             _ => {
                 if self.irq.write(offset, value, &self.faults) {
-                    return;
+                    return self.keep_time();
                 }
                 if !is_modelled(offset) {
                     self.count_unknown();
                 }
                 self.registers.set(offset, value);
-                if matches!(offset, at::RCTL | at::TCTL | at::RSSRK..0x5CA8) {
-                    self.notify(pending::CONFIG);
+                match offset {
+                    at::RCTL | at::TCTL => self.notify(pending::CONFIG),
+                    at::RSSRK..0x5CA8 => self.notify(pending::KEY),
+                    _ => {}
                 }
             }
         }
@@ -189,6 +192,13 @@ impl Nic {
             command
         };
         self.registers.set(at::MDIC, answer | READY);
+    }
+
+    /// Wakes the fabric for an interrupt that is to be sent later.
+    pub(super) fn keep_time(&self) {
+        if self.irq.due_ns() != u64::MAX {
+            self.notify(pending::TIMER);
+        }
     }
 
     /// Lets a frame arrive between a driver's empty poll and its arming, if a test asked for that.
