@@ -136,15 +136,15 @@ impl IgbRx {
             // Up to the end of the ring at a time.
             let run = ring.run(self.posted.head(), want);
             let mut bytes = 0;
-            let mut last = 0;
-            let mut descriptors = run.iter();
             let first = burst.len();
-            let moved = self.posted.harvest(burst, run.len(), || {
-                last = descriptors.next()?.load(1, Ordering::Acquire);
-                let len = desc::len(last);
-                let plain = last & (desc::DD | desc::EOP | desc::RXE) == desc::DD | desc::EOP && fits(len);
-                bytes += if plain { len } else { 0 };
-                plain.then_some(len)
+            let moved = self.posted.harvest(burst, run.len(), |at| {
+                let word = run.get(at)?.load(1, Ordering::Acquire);
+                let len = desc::len(word);
+                if word & (desc::DD | desc::EOP | desc::RXE) != desc::DD | desc::EOP || !fits(len) {
+                    return None;
+                }
+                bytes += len;
+                Some(len)
             });
             if self.metadata {
                 for (frame, descriptor) in burst[first..].iter_mut().zip(run) {
@@ -154,8 +154,8 @@ impl IgbRx {
             }
             tally.frames += moved;
             tally.bytes += bytes;
-            if moved < run.len() {
-                return last & desc::DD != 0;
+            if let Some(odd) = run.get(moved) {
+                return odd.load(1, Ordering::Relaxed) & desc::DD != 0;
             }
             want -= moved;
         }

@@ -156,17 +156,19 @@ impl IgbTx {
         while sent < limit {
             // Up to the end of the ring at a time.
             let run = ring.run(self.tail + sent, limit - sent);
-            let before = sent;
+            let mut plain = 0;
             for (frame, descriptor) in burst[sent..].iter().zip(run) {
                 let len = frame.len();
-                let Some(iova) = pool.plain_iova(frame).filter(|_| len.wrapping_sub(MIN_FRAME) <= longest) else {
+                let Some(iova) = pool.plain_iova(frame) else { break };
+                if len.wrapping_sub(MIN_FRAME) > longest {
                     break;
-                };
+                }
                 descriptor.store([iova.get(), desc::whole(len)]);
                 bytes += len;
-                sent += 1;
+                plain += 1;
             }
-            if sent - before < run.len() {
+            sent += plain;
+            if plain < run.len() {
                 break;
             }
         }

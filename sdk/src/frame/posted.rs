@@ -79,28 +79,25 @@ impl Posted {
         posted
     }
 
-    /// Moves frames from the head to `burst` as long as `filled` tells how many bytes the device put into the next one: at
-    /// most `most`, as far as the array's end and the burst's room. Stops at a length beyond a buffer's room. Returns how
-    /// many.
+    /// Moves frames from the head to `burst` as long as `filled` tells how many bytes the device put into the next one, the
+    /// first being number 0: at most `most`, as far as the array's end and the burst's room. Stops at a length beyond a
+    /// buffer's room. Returns how many.
     #[inline(always)]
-    pub fn harvest(&mut self, burst: &mut Burst, most: usize, mut filled: impl FnMut() -> Option<usize>) -> usize {
+    pub fn harvest(&mut self, burst: &mut Burst, most: usize, mut filled: impl FnMut(usize) -> Option<usize>) -> usize {
         let at = self.head & (self.places.len() - 1);
         let n = most.min(self.len()).min(self.places.len() - at).min(burst.remaining_capacity());
         // SAFETY: the burst's first `len` frames are initialised, so this stays inside its array.
         let to = unsafe { burst.as_mut_ptr().add(burst.len()) };
         let mut moved = 0;
-        for place in &self.places[at..at + n] {
-            let Some(len) = filled() else { break };
-            if len > DATA_ROOM {
-                break;
-            }
+        for (i, place) in self.places[at..at + n].iter().enumerate() {
+            let Some(len) = filled(i).filter(|&len| len <= DATA_ROOM) else { break };
             // SAFETY: a place between head and tail holds a frame (type invariant), which leaves the queue below.
             let frame = unsafe { place.assume_init_read() };
             // SAFETY: the burst has room for `n` more frames.
-            let to = unsafe { to.add(moved) };
+            let to = unsafe { to.add(i) };
             // SAFETY: inside the burst's array, on a place that holds no frame.
             unsafe { to.write(frame.filled_from_empty(len)) };
-            moved += 1;
+            moved = i + 1;
         }
         // A panic of `filled` leaves the frames in the queue: until here neither end has moved.
         self.head += moved;
