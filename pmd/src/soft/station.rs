@@ -33,6 +33,9 @@ pub(super) struct Station {
     rx: Receiver,
     tx: Transmitter,
     generator: Generator,
+    /// Some ring has had descriptors since the receiver was switched on: the generator waits for that, so that a program
+    /// that is still starting loses nothing.
+    ready: bool,
     /// The frame at the front of the packet buffer waits for descriptors.
     blocked: bool,
     /// A doorbell rang since it was blocked.
@@ -63,6 +66,7 @@ impl Station {
             rx: Receiver::new(&nic),
             tx: Transmitter::new(),
             generator,
+            ready: false,
             blocked: false,
             retry: false,
             asked: 0,
@@ -179,7 +183,9 @@ impl Station {
 
     /// Puts the frames that are due on the wire.
     fn generate(&mut self, nic: &Nic, shared: &mut Shared, link: bool, now_ns: u64) -> u64 {
-        if !link || !self.rx.is_on(nic) {
+        let on = self.rx.is_on(nic);
+        self.ready = on && (self.ready || self.rx.has_room(nic));
+        if !link || !self.ready {
             self.generator.hold();
             return 0;
         }

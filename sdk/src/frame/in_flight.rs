@@ -124,3 +124,73 @@ impl Drop for InFlight {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::PoolConfig;
+    use super::*;
+    use crate::dma::Domain;
+
+    fn pool(domain: &Domain) -> Pool {
+        let config = PoolConfig { frames: 16, ..PoolConfig::default() };
+        Pool::new_in(domain, &config).expect("memory for a small pool")
+    }
+
+    /// A burst of frames whose lengths are `lens`.
+    fn burst(pool: &mut Pool, lens: std::ops::Range<usize>) -> Burst {
+        lens.map_while(|len| {
+            let mut frame = pool.take()?;
+            frame.set_len(len);
+            Some(frame)
+        })
+        .collect()
+    }
+
+    #[test]
+    fn frames_go_home_in_order_across_the_end_of_the_ring() {
+        let mut pool = pool(&Domain::new());
+        let mut in_flight = InFlight::new(8);
+        for _ in 0..20 {
+            let mut frames = burst(&mut pool, 1..6);
+            in_flight.push_from(&mut frames, 3);
+            assert_eq!(frames.iter().map(Frame::len).collect::<Vec<_>>(), [4, 5]);
+            in_flight.push_from(&mut frames, 2);
+            assert!(frames.is_empty() && in_flight.len() == 5);
+            in_flight.give_back(&mut pool, 5);
+        }
+        assert_eq!(pool.available(), 16);
+    }
+
+    #[test]
+    fn chains_and_frames_of_other_pools_go_home_too() {
+        let domain = Domain::new();
+        let (mut pool, mut other) = (pool(&domain), pool(&domain));
+        let mut in_flight = InFlight::new(8);
+        let mut chain = pool.take().unwrap();
+        chain.chain(other.take().unwrap());
+        chain.chain(pool.take().unwrap());
+        in_flight.push(chain);
+        in_flight.push(other.take().unwrap());
+        in_flight.push(pool.take().unwrap());
+        in_flight.give_back(&mut pool, 3);
+        assert_eq!((pool.available(), other.available()), (16, 16));
+    }
+
+    #[test]
+    fn what_is_in_flight_goes_home_when_the_ring_goes() {
+        let mut pool = pool(&Domain::new());
+        let mut in_flight = InFlight::new(4);
+        let mut frames = burst(&mut pool, 1..5);
+        in_flight.push_from(&mut frames, 4);
+        drop(in_flight);
+        assert_eq!(pool.available(), 16);
+    }
+
+    #[test]
+    #[should_panic(expected = "a place for each frame")]
+    fn a_full_ring_takes_no_more() {
+        let mut pool = pool(&Domain::new());
+        let mut in_flight = InFlight::new(2);
+        in_flight.push_from(&mut burst(&mut pool, 1..4), 3);
+    }
+}

@@ -132,3 +132,82 @@ impl Drop for Posted {
         }
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::super::PoolConfig;
+    use super::*;
+    use crate::dma::Domain;
+
+    fn pool(frames: usize) -> Pool {
+        Pool::new_in(&Domain::new(), &PoolConfig { frames, ..PoolConfig::default() }).expect("memory for a small pool")
+    }
+
+    #[test]
+    fn frames_pass_in_order_with_the_lengths_given_lap_after_lap() {
+        let mut pool = pool(8);
+        let mut posted = Posted::new(4);
+        let mut burst = Burst::new();
+        let mut given = std::collections::VecDeque::new();
+        let mut next_len = 1;
+        for _ in 0..50 {
+            posted.post(&mut pool, 3, |iova| given.push_back(iova));
+            let first = next_len;
+            posted.harvest(&mut burst, 2, |i| Some(first + i));
+            for frame in burst.drain(..) {
+                assert_eq!(frame.len(), next_len);
+                assert_eq!(Some(pool.iova(&frame)), given.pop_front());
+                next_len += 1;
+                pool.give(frame);
+            }
+        }
+        drop(posted);
+        assert_eq!(pool.available(), 8);
+    }
+
+    #[test]
+    fn a_dry_pool_and_a_full_ring_end_a_post() {
+        let (mut scarce, mut plenty) = (pool(2), pool(16));
+        let mut posted = Posted::new(4);
+        assert_eq!(posted.post(&mut scarce, 4, |_| ()), 2);
+        assert_eq!(posted.post(&mut plenty, 4, |_| ()), 2);
+        assert_eq!(posted.post(&mut plenty, 4, |_| ()), 0);
+        assert_eq!((posted.len(), posted.head(), posted.tail()), (4, 0, 4));
+        drop(posted);
+        assert_eq!((scarce.available(), plenty.available()), (2, 16));
+    }
+
+    #[test]
+    fn a_harvest_ends_where_the_device_does_or_lies() {
+        let mut pool = pool(8);
+        let mut posted = Posted::new(8);
+        posted.post(&mut pool, 8, |_| ());
+        let mut burst = Burst::new();
+        assert_eq!(posted.harvest(&mut burst, 8, |i| (i < 2).then_some(60)), 2);
+        assert_eq!(posted.harvest(&mut burst, 8, |_| Some(DATA_ROOM + 1)), 0);
+        assert_eq!(posted.harvest(&mut burst, 8, |_| Some(DATA_ROOM)), 6);
+        assert_eq!(burst.iter().map(Frame::len).collect::<Vec<_>>(), [60, 60, 2048, 2048, 2048, 2048, 2048, 2048]);
+    }
+
+    #[test]
+    fn a_full_burst_takes_no_more() {
+        let mut pool = pool(64);
+        let mut posted = Posted::new(32);
+        let mut burst = Burst::new();
+        pool.take_burst(&mut burst);
+        burst.truncate(30);
+        posted.post(&mut pool, 32, |_| ());
+        assert_eq!(posted.harvest(&mut burst, 32, |_| Some(1)), 2);
+        assert!(burst.is_full());
+    }
+
+    #[test]
+    fn what_is_leaked_does_not_come_home() {
+        let mut pool = pool(4);
+        let mut posted = Posted::new(4);
+        posted.post(&mut pool, 3, |_| ());
+        posted.leak();
+        drop(posted);
+        assert_eq!(pool.available(), 1);
+    }
+}
