@@ -12,7 +12,7 @@ pub mod igb;
 mod open;
 pub mod soft;
 
-pub use open::{OpenError, open, open_in};
+pub use open::{OpenError, check, open, open_in};
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

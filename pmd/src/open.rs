@@ -5,9 +5,9 @@ use std::sync::Arc;
 use spinwake::device::Device;
 use spinwake::dma::Domain;
 use spinwake::irq::IrqKind;
-use spinwake::pci::Bdf;
+use spinwake::pci::{Bdf, DeviceId};
 use spinwake::port::{ConfigError, Port, PortConfig, PortError, PortSpec, SpecError};
-use spinwake::vfio::{self, VfioDevice};
+use spinwake::vfio::{self, Host, VfioDevice};
 
 use crate::igb::{self, IgbPort};
 use crate::soft;
@@ -30,6 +30,16 @@ pub enum OpenError {
     /// The port cannot do what the spec's keys ask.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// Two specs name one device.
+    #[error("\"{first}\" and \"{second}\" are the same port, {name}; name two different ones")]
+    Twice {
+        /// The spec that came first.
+        first: String,
+        /// The other one.
+        second: String,
+        /// What both name.
+        name: String,
+    },
 }
 
 /// The kinds of port there are.
@@ -53,39 +63,142 @@ pub fn open(spec: &str) -> Result<Box<dyn Port>, OpenError> {
 ///
 /// As [`open`].
 pub fn open_in(domain: &Domain, spec: &str) -> Result<Box<dyn Port>, OpenError> {
-    let spec: PortSpec = spec.parse()?;
-    match spec.kind() {
-        "pci" => open_pci(domain, &spec),
-        "soft" => open_soft(domain, &spec),
-        kind => Err(SpecError::Kind { spec: spec.to_string(), kind: kind.into(), known: KINDS.into() }.into()),
+    let request = Request::read(spec)?;
+    request.look(&Host::default())?;
+    request.open(domain)
+}
+
+/// Looks whether the ports that `specs` name could all be opened, as far as can be told without opening any: so that a
+/// program refuses what it is asked before it resets the first device.
+///
+/// # Errors
+///
+/// As [`open`], and when two specs name the same device.
+pub fn check(specs: &[impl AsRef<str>]) -> Result<(), OpenError> {
+    let requests = specs.iter().map(|spec| Request::read(spec.as_ref())).collect::<Result<Vec<_>, _>>()?;
+    for (i, second) in requests.iter().enumerate() {
+        let name = second.name();
+        if let Some(first) = requests[..i].iter().find(|first| name.is_some() && first.name() == name) {
+            return Err(OpenError::Twice {
+                first: first.spec.to_string(),
+                second: second.spec.to_string(),
+                name: name.unwrap_or_default(),
+            });
+        }
+    }
+    requests.iter().try_for_each(|request| request.look(&Host::default()))
+}
+
+/// A spec that has been read: all that its text alone can tell is right.
+#[derive(Debug)]
+struct Request {
+    spec: PortSpec,
+    what: What,
+    config: PortConfig,
+    irq: Option<IrqKind>,
+}
+
+#[derive(Debug)]
+enum What {
+    Pci(Bdf),
+    Soft { id: DeviceId, queues: u16 },
+}
+
+impl Request {
+    fn read(spec: &str) -> Result<Self, OpenError> {
+        let spec: PortSpec = spec.parse()?;
+        let what = match spec.kind() {
+            "pci" => read_pci(&spec)?,
+            "soft" => read_soft(&spec)?,
+            kind => {
+                return Err(SpecError::Kind { spec: spec.to_string(), kind: kind.into(), known: KINDS.into() }.into());
+            }
+        };
+        let (config, irq) = (config(&spec)?, irq(&spec)?);
+        Ok(Self { spec, what, config, irq })
+    }
+
+    /// What no two ports can have in common; `None` for a soft NIC whose name is left to us.
+    fn name(&self) -> Option<String> {
+        match self.what {
+            What::Pci(bdf) => Some(bdf.to_string()),
+            What::Soft { .. } => {
+                Some(format!("soft:{}", self.spec.address())).filter(|_| !self.spec.address().is_empty())
+            }
+        }
+    }
+
+    fn options(&self) -> igb::Options {
+        let max_queues = match self.what {
+            What::Pci(_) => None,
+            What::Soft { queues, .. } => Some(queues),
+        };
+        igb::Options { irq: self.irq, max_queues }
+    }
+
+    /// Whether the device is there, can be had, and can do what the keys ask. Touches nothing.
+    fn look(&self, host: &Host) -> Result<(), OpenError> {
+        let (name, id) = match self.what {
+            What::Soft { id, .. } => (format!("soft:{}", self.spec.address()), Some(id)),
+            What::Pci(bdf) => {
+                VfioDevice::check(host, bdf)?;
+                (bdf.to_string(), host.sysfs().device(bdf).and_then(|device| device.id()))
+            }
+        };
+        // A device that hides its numbers is asked once it is open.
+        let Some(id) = id else { return Ok(()) };
+        let can = igb::capabilities(&name, id, &self.options())?;
+        self.config.check(&name, &can).map_err(|error| self.in_words_of_the_spec(error))
+    }
+
+    /// A setting that a key of the spec asked for is refused by the key's name.
+    fn in_words_of_the_spec(&self, error: ConfigError) -> OpenError {
+        let key = match &error {
+            ConfigError::Value { key: "rx_queues" | "tx_queues", .. } => "queues",
+            ConfigError::Value { key: "rx_ring_len", .. } => "rx_ring",
+            ConfigError::Value { key: "tx_ring_len", .. } => "tx_ring",
+            ConfigError::Value { key, .. } => key,
+            _ => return error.into(),
+        };
+        match &error {
+            ConfigError::Value { possible, .. } if self.spec.text(key).is_some() => {
+                self.spec.bad_value(key, &format!("{possible} on this device")).into()
+            }
+            _ => error.into(),
+        }
+    }
+
+    fn open(self, domain: &Domain) -> Result<Box<dyn Port>, OpenError> {
+        let options = self.options();
+        let (device, generator): (Arc<dyn Device>, _) = match self.what {
+            What::Pci(bdf) => (Arc::new(VfioDevice::open(bdf)?), None),
+            What::Soft { .. } => {
+                let nic = soft::open(&self.spec.without(&["mtu", "rx_ring", "tx_ring"]))?;
+                (nic.device(), nic.reporter())
+            }
+        };
+        let mut port = IgbPort::open(device, domain, options)?;
+        if let Some(reporter) = generator {
+            port = port.with_generator(Box::new(move || reporter.report()));
+        }
+        port.configure(self.config)?;
+        Ok(Box::new(port))
     }
 }
 
-fn open_pci(domain: &Domain, spec: &PortSpec) -> Result<Box<dyn Port>, OpenError> {
+fn read_pci(spec: &PortSpec) -> Result<What, SpecError> {
     spec.only_keys(&known_keys(&["irq"]))?;
     if spec.address().is_empty() {
-        return Err(spec.bad_address("an address is missing; write pci:DOMAIN:BUS:DEVICE.FUNCTION").into());
+        return Err(spec.bad_address("an address is missing; write pci:DOMAIN:BUS:DEVICE.FUNCTION"));
     }
-    let bdf: Bdf = spec.address().parse().map_err(|error| spec.bad_address(error))?;
-    let config = config(spec)?;
-    let options = igb::Options { irq: irq(spec)?, max_queues: None };
-    let device: Arc<dyn Device> = Arc::new(VfioDevice::open(bdf)?);
-    let mut port = IgbPort::open(device, domain, options)?;
-    port.configure(config)?;
-    Ok(Box::new(port))
+    let bdf = spec.address().parse().map_err(|error| spec.bad_address(error))?;
+    Ok(What::Pci(bdf))
 }
 
-fn open_soft(domain: &Domain, spec: &PortSpec) -> Result<Box<dyn Port>, OpenError> {
+fn read_soft(spec: &PortSpec) -> Result<What, SpecError> {
     spec.only_keys(&known_keys(&soft::KEYS))?;
-    let config = config(spec)?;
-    let nic = soft::open(&spec.without(&["mtu", "rx_ring", "tx_ring"]))?;
-    let options = igb::Options { irq: irq(spec)?, max_queues: Some(nic.queues()) };
-    let mut port = IgbPort::open(nic.device(), domain, options)?;
-    if let Some(reporter) = nic.reporter() {
-        port = port.with_generator(Box::new(move || reporter.report()));
-    }
-    port.configure(config)?;
-    Ok(Box::new(port))
+    let (id, queues) = soft::check(&spec.without(&["mtu", "rx_ring", "tx_ring"]))?;
+    Ok(What::Soft { id, queues })
 }
 
 /// The keys of a kind: those of every port, then its own.
@@ -119,5 +232,55 @@ fn irq(spec: &PortSpec) -> Result<Option<IrqKind>, SpecError> {
         Some("msi") => Ok(Some(IrqKind::Msi)),
         Some("intx") => Ok(Some(IrqKind::Intx)),
         Some(_) => Err(spec.bad_value("irq", "msix, msi or intx")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(specs: &[&str]) -> String {
+        check(specs).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn ports_that_could_be_opened_pass() {
+        check(&["soft:", "soft:"]).unwrap();
+        check(&["soft:left,wire=w", "soft:right,wire=w,queues=2"]).unwrap();
+    }
+
+    #[test]
+    fn one_device_in_two_spellings_is_one_device() {
+        let text = refusal(&["pci:0000:fe:1f.7", "pci:fe:1F.7,queues=2"]);
+        assert!(text.contains("\"pci:0000:fe:1f.7\"") && text.contains("\"pci:fe:1F.7,queues=2\""), "{text}");
+        assert!(text.contains("same port, 0000:fe:1f.7"), "{text}");
+        assert!(refusal(&["soft:x", "soft:y", "soft:x,rate=0"]).contains("same port, soft:x"));
+    }
+
+    #[test]
+    fn what_a_key_asks_and_the_device_cannot_do_is_refused_by_the_keys_name() {
+        for (spec, parts) in [
+            ("soft:,queues=17", ["queues=17", "1 to 16"]),
+            ("soft:,mtu=67", ["mtu=67", "68 to 9216"]),
+            ("soft:,rx_ring=500", ["rx_ring=500", "powers of two from 32 to 4096"]),
+            ("soft:,tx_ring=8192", ["tx_ring=8192", "powers of two from 32 to 4096"]),
+            ("soft:,quues=1", ["\"quues\"", "queues, mtu, rx_ring, tx_ring, rate"]),
+            ("pci:", ["address is missing", "pci:DOMAIN:BUS:DEVICE.FUNCTION"]),
+            ("pci:eth0", ["`eth0` is not a PCI address", "0000:01:00.0"]),
+            ("dpdk:0", ["no kind \"dpdk\"", "pci (a NIC through VFIO) and soft"]),
+        ] {
+            let text = refusal(&["soft:", spec]);
+            for part in parts {
+                assert!(text.contains(part), "no `{part}` in: {text}");
+            }
+        }
+    }
+
+    #[test]
+    fn two_queues_of_a_device_with_one_are_refused() {
+        let mut port = open("soft:,queues=1,rate=0").unwrap();
+        let error = port.configure(PortConfig { rx_queues: 2, ..PortConfig::default() }).unwrap_err().to_string();
+        assert!(error.contains("rx_queues=2 is not possible; it takes only 1"), "{error}");
+        assert_eq!(port.config().rx_queues, 1);
     }
 }

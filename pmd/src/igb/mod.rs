@@ -28,6 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use spinwake::device::Device;
 use spinwake::dma::Domain;
 use spinwake::irq::{IrqKind, Vector};
+use spinwake::pci::DeviceId;
 use spinwake::port::{
     Capabilities, ConfigError, GeneratorReport, Link, MacAddr, Offloads, Port, PortConfig, PortError, PortStats,
     QueueStats, Queues, RxCounters, TxCounters,
@@ -66,6 +67,11 @@ pub struct Options {
     pub max_queues: Option<u16>,
 }
 
+/// What a port named `name` of the device with this `id` can do, without opening it.
+pub(crate) fn capabilities(name: &str, id: DeviceId, options: &Options) -> Result<Capabilities, PortError> {
+    Ok(capabilities_of(&row(name, id)?.model, options))
+}
+
 /// An opened controller: its control plane.
 pub struct IgbPort {
     mac: MacAddr,
@@ -97,30 +103,15 @@ impl IgbPort {
     /// When the device is none of [`IDS`], does not answer, does not come out of reset, has no address of its own, or
     /// cannot reach the domain's memory.
     pub fn open(device: Arc<dyn Device>, domain: &Domain, options: Options) -> Result<Self, PortError> {
-        let id = device.id();
-        let Some(row) = IDS.iter().find(|row| (row.vendor, row.device) == (id.vendor, id.device)) else {
-            let names: Vec<_> = IDS.iter().map(|row| row.name).collect();
-            let why = format!("the igb driver does not know device {id}; it knows {}", names.join(", "));
-            return Err(PortError::Unsupported { port: device.name().into(), why });
-        };
+        let row = row(device.name(), device.id())?;
         if !row.tested {
             log::warn!("{}: {} is supported from its datasheet, and not yet run on hardware", device.name(), row.name);
         }
         let nic = Arc::new(Nic::open(device, &row.model, domain)?);
-        let most = row.model.queues.min(options.max_queues.unwrap_or(u16::MAX));
         let queues = usize::from(row.model.queues);
         let port = Self {
             mac: nic.mac()?,
-            capabilities: Capabilities {
-                max_rx_queues: most,
-                max_tx_queues: most,
-                // Powers of two keep RDLEN and TDLEN multiples of 128 bytes.
-                rx_ring_len: 32..=4096,
-                tx_ring_len: 32..=4096,
-                max_mtu: MAX_MTU,
-                offloads: OFFLOADS,
-                exact_multicast: filters::exact_multicast(&row.model),
-            },
+            capabilities: capabilities_of(&row.model, &options),
             config: PortConfig::default(),
             filters: Filters::default(),
             options,
@@ -386,6 +377,29 @@ impl Drop for IgbPort {
     fn drop(&mut self) {
         // Queues may live on; they share the device, and find it silent from now on.
         self.nic.quiesce();
+    }
+}
+
+/// What the driver knows of the device with this `id`.
+fn row(name: &str, id: DeviceId) -> Result<&'static IdRow, PortError> {
+    IDS.iter().find(|row| (row.vendor, row.device) == (id.vendor, id.device)).ok_or_else(|| {
+        let names: Vec<_> = IDS.iter().map(|row| row.name).collect();
+        let why = format!("the igb driver does not know device {id}; it knows {}", names.join(", "));
+        PortError::Unsupported { port: name.into(), why }
+    })
+}
+
+fn capabilities_of(model: &Model, options: &Options) -> Capabilities {
+    let queues = model.queues.min(options.max_queues.unwrap_or(u16::MAX));
+    Capabilities {
+        max_rx_queues: queues,
+        max_tx_queues: queues,
+        // Powers of two keep RDLEN and TDLEN multiples of 128 bytes.
+        rx_ring_len: 32..=4096,
+        tx_ring_len: 32..=4096,
+        max_mtu: MAX_MTU,
+        offloads: OFFLOADS,
+        exact_multicast: filters::exact_multicast(model),
     }
 }
 

@@ -15,7 +15,7 @@ use super::layout as at;
 use super::nic::{Nic, Order, pending};
 
 /// Intel, 82576 (copper).
-const ID: DeviceId = DeviceId { vendor: 0x8086, device: 0x10C9 };
+pub(super) const ID: DeviceId = DeviceId { vendor: 0x8086, device: 0x10C9 };
 /// The command register, and its bus-master bit.
 const COMMAND: usize = 0x04;
 const BUS_MASTER: u8 = 1 << 2;

@@ -39,6 +39,7 @@ use std::io;
 use std::sync::Arc;
 
 use spinwake::device::Device;
+use spinwake::pci::DeviceId;
 use spinwake::port::{GeneratorReport, PortSpec, SpecError};
 
 pub use control::{Control, ModelCounts};
@@ -88,6 +89,11 @@ pub fn open(spec: &PortSpec) -> Result<SoftNic, OpenError> {
         PlugError::Os(call, source) => OpenError::System { spec: spec.to_string(), call, source },
     })?;
     Ok(SoftNic { device: Arc::new(SoftDevice::new(nic.clone())), nic })
+}
+
+/// What the soft NIC that `spec` describes would be, and how many queues it would have each way. Makes nothing.
+pub(crate) fn check(spec: &PortSpec) -> Result<(DeviceId, u16), SpecError> {
+    SoftSpec::parse(spec).map(|parsed| (device::ID, parsed.queues))
 }
 
 /// An opened soft NIC. It lives until this and every handle to its device are dropped.

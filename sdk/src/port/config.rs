@@ -141,7 +141,8 @@ impl PortConfig {
             [("rx_queues", self.rx_queues, can.max_rx_queues), ("tx_queues", self.tx_queues, can.max_tx_queues)]
         {
             if value == 0 || value > max {
-                return refuse(key, value, format!("1 to {max}"));
+                let possible = if max == 1 { "only 1".into() } else { format!("1 to {max}") };
+                return refuse(key, value, possible);
             }
         }
         for (key, value, range) in
@@ -187,7 +188,7 @@ mod tests {
     #[test]
     fn two_queues_on_a_device_with_one_are_refused_by_name() {
         let error = PortConfig { rx_queues: 2, ..PortConfig::default() }.check("p", &capabilities()).unwrap_err();
-        assert_eq!(error.to_string(), "p: rx_queues=2 is not possible; it takes 1 to 1");
+        assert_eq!(error.to_string(), "p: rx_queues=2 is not possible; it takes only 1");
     }
 
     #[test]
