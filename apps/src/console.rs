@@ -44,6 +44,12 @@ pub fn refuse(error: &dyn Error) -> ExitCode {
     ExitCode::from(REFUSED)
 }
 
+/// Prints what went wrong after a program had begun its work, and returns the exit code for that.
+pub fn fail(error: &dyn Error) -> ExitCode {
+    log::error!("{error}");
+    ExitCode::FAILURE
+}
+
 /// Set once the operator asks the program to end, by Ctrl-C or SIGTERM. Asking twice ends it at once.
 #[derive(Debug, Clone)]
 pub struct EndRequest(Arc<AtomicBool>);

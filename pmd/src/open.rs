@@ -111,7 +111,11 @@ impl Request {
             "pci" => read_pci(&spec)?,
             "soft" => read_soft(&spec)?,
             kind => {
-                return Err(SpecError::Kind { spec: spec.to_string(), kind: kind.into(), known: KINDS.into() }.into());
+                // The beginning of an address looks like a kind.
+                let text = spec.to_string();
+                let bare = text.split(',').next().is_some_and(|head| head.parse::<Bdf>().is_ok());
+                let known = if bare { format!("{KINDS}; did you mean pci:{text}?") } else { KINDS.into() };
+                return Err(SpecError::Kind { spec: text, kind: kind.into(), known }.into());
             }
         };
         let (config, irq) = (config(&spec)?, irq(&spec)?);
@@ -267,6 +271,7 @@ mod tests {
             ("soft:,quues=1", ["\"quues\"", "queues, mtu, rx_ring, tx_ring, rate"]),
             ("pci:", ["address is missing", "pci:DOMAIN:BUS:DEVICE.FUNCTION"]),
             ("pci:eth0", ["`eth0` is not a PCI address", "0000:01:00.0"]),
+            ("01:00.0,queues=2", ["no kind \"01\"", "did you mean pci:01:00.0,queues=2?"]),
             ("dpdk:0", ["no kind \"dpdk\"", "pci (a NIC through VFIO) and soft"]),
         ] {
             let text = refusal(&["soft:", spec]);

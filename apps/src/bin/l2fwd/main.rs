@@ -4,16 +4,18 @@
 //! stop in the reverse order. The forwarding itself is `forward.rs`.
 
 mod forward;
+mod json;
 mod monitor;
 
 use std::error::Error;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Parser;
 use spinwake::cpu::{self, Chosen, CoreChoice, CpuSet, Topology};
 use spinwake::frame::{Pool, PoolConfig};
-use spinwake::port::Port;
+use spinwake::port::{Counter, Port};
 use spinwake::wait::WaitPolicy;
 use spinwake::worker::{Worker, WorkerConfig};
 use spinwake_apps::console::{self, EndRequest};
@@ -60,6 +62,10 @@ struct Args {
     #[arg(long, value_name = "PATH|-")]
     json: Option<String>,
 
+    /// Refuse to start when hugepages are short, where otherwise ordinary pages are used with a warning
+    #[arg(long)]
+    require_hugepages: bool,
+
     /// Count the worker's cycles, instructions, cache and TLB misses and context switches
     #[arg(long)]
     perf: bool,
@@ -76,69 +82,87 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn main() -> ExitCode {
     let args = Args::parse();
     console::show_warnings();
-    match run(&args) {
+    let running = match Running::start(&args) {
+        Ok(running) => running,
+        Err(error) => return console::refuse(&*error),
+    };
+    match running.finish(&args) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(error) => console::refuse(&*error),
+        Err(error) => console::fail(&*error),
     }
 }
 
-fn run(args: &Args) -> Result<(), Box<dyn Error>> {
-    let specs = specs(&args.ports)?;
-    let topology = Topology::read();
-    // A core that cannot be had is refused before any device is touched.
-    cpu::choose(&topology, args.core, None, &CpuSet::new())?;
-    let end = EndRequest::listen()?;
+/// Two ports and the worker between them.
+struct Running {
+    specs: [String; 2],
+    core: Chosen,
+    monitor: Monitor,
+    end: EndRequest,
+    dropped: Arc<[Counter; 2]>,
+    worker: Worker<Forwarder>,
+    ports: [Box<dyn Port>; 2],
+}
 
-    let mut ports = [open(&specs[0])?, open(&specs[1])?];
-    let node = ports.iter().find_map(|port| port.node());
-    let core = cpu::choose(&topology, args.core, node, &CpuSet::new())?;
-    for warning in core.warnings() {
-        log::warn!("{warning}");
+impl Running {
+    /// Starts all, or leaves everything as it was. What can be refused without touching a device is refused first.
+    fn start(args: &Args) -> Result<Self, Box<dyn Error>> {
+        let specs = specs(&args.ports)?;
+        spinwake_pmd::check(&specs)?;
+        let topology = Topology::read();
+        cpu::choose(&topology, args.core, None, &CpuSet::new())?;
+        let monitor = Monitor::new(args.json.as_deref())?;
+        let end = EndRequest::listen()?;
+
+        let mut ports = [open(&specs[0])?, open(&specs[1])?];
+        let node = ports.iter().find_map(|port| port.node());
+        let core = cpu::choose(&topology, args.core, node, &CpuSet::new())?;
+        for warning in core.warnings() {
+            log::warn!("{warning}");
+        }
+        let require_hugepages = args.require_hugepages;
+        let pool = Pool::new(&PoolConfig { frames: frames_for(&ports), node, require_hugepages })?;
+
+        let [a, b] = &mut ports;
+        let queues = [a.start()?, b.start()?];
+        let rewrite = match (args.mac_swap, args.mac_rewrite) {
+            (true, _) => Rewrite::Swap,
+            (_, true) => Rewrite::Own,
+            _ => Rewrite::None,
+        };
+        let mut forwarder = Forwarder::new(queues, [a.mac(), b.mac()], rewrite, pool, args.perf);
+        forwarder.send_first(args.tx_first.into(), a.mac());
+        let dropped = forwarder.dropped();
+        let config = WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait: args.wait };
+        let worker = Worker::spawn(config, forwarder)?;
+        Ok(Self { specs, core, monitor, end, dropped, worker, ports })
     }
-    let monitor = Monitor::new(args.json.clone())?;
-    let pool = Pool::new(&PoolConfig { frames: frames_for(&ports), node, ..PoolConfig::default() })?;
 
-    let [a, b] = &mut ports;
-    let queues = [a.start()?, b.start()?];
-    let rewrite = match (args.mac_swap, args.mac_rewrite) {
-        (true, _) => Rewrite::Swap,
-        (_, true) => Rewrite::Own,
-        _ => Rewrite::None,
-    };
-    let mut forwarder = Forwarder::new(queues, [a.mac(), b.mac()], rewrite, pool, args.perf);
-    forwarder.send_first(args.tx_first.into(), a.mac());
-    let dropped = forwarder.dropped();
-    let config = WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait: args.wait };
-    let worker = Worker::spawn(config, forwarder)?;
-    introduce(&monitor, &specs, &ports, &core, args.wait);
-    let account = monitor.watch(&ports, &worker, &dropped, args.seconds, &end);
+    /// Reports each second until it is over, stops all, and sums up.
+    fn finish(self, args: &Args) -> Result<(), Box<dyn Error>> {
+        let Self { specs, core, monitor, end, dropped, worker, mut ports } = self;
+        introduce(&monitor, &specs, &ports, &core, args.wait);
+        let account = monitor.watch(&ports, &worker, &dropped, args.seconds, &end);
 
-    let parks = monitor::sleeps(worker.parks());
-    let forwarder = worker.stop()?;
-    let perf = forwarder.perf();
-    // Its queues give their buffers back, and the devices may stop.
-    drop(forwarder);
-    for port in &mut ports {
-        port.stop()?;
+        let parks = monitor::sleeps(worker.parks());
+        let forwarder = worker.stop()?;
+        let perf = forwarder.perf();
+        // Its queues give their buffers back, and the devices may stop.
+        drop(forwarder);
+        for port in &mut ports {
+            port.stop()?;
+        }
+        let report = account.report(&specs, &ports, &core, args.wait, parks, perf);
+        monitor.finish(&report)?;
+        Ok(())
     }
-    let report = account.report(&specs, &ports, &core, args.wait, parks, perf);
-    monitor.finish(&report)?;
-    Ok(())
 }
 
 /// The two ports to forward between.
 fn specs(given: &[String]) -> Result<[String; 2], String> {
     match given {
         [] => Ok(["soft:".into(), "soft:".into()]),
-        [a, b] => {
-            // A hardware port can be opened once; embedded ports without a name are as many as one likes.
-            let address = |spec: &str| spec.split(',').next().unwrap_or_default().to_owned();
-            if address(a) == address(b) && address(a) != "soft:" {
-                return Err(format!("{} is given twice; forwarding needs two different ports", address(a)));
-            }
-            Ok([a.clone(), b.clone()])
-        }
-        [one] => Err(format!("only one port is given ({one}); forwarding needs two")),
+        [a, b] => Ok([a.clone(), b.clone()]),
+        [one] => Err(format!("only one port is given ({one}); forwarding needs two: give --port twice")),
         more => Err(format!("{} ports are given; forwarding needs two", more.len())),
     }
 }

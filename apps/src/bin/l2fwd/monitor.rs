@@ -1,7 +1,6 @@
 //! What the operator sees: a line each second, a summary, and JSON.
 
 use std::fmt;
-use std::fs::File;
 use std::io::{self, Write};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -14,6 +13,8 @@ use spinwake_apps::console::EndRequest;
 use spinwake_apps::perf::PerfReport;
 use spinwake_apps::report::{BitRate, FrameRate, LatencyUs, PortReport, QueueReport, Report, WorkerReport};
 
+use crate::json::{self, JsonError, JsonFile};
+
 type Ports = [Box<dyn Port>; 2];
 
 /// Where lines and JSON go.
@@ -25,15 +26,7 @@ pub(crate) struct Monitor {
 #[derive(Debug)]
 enum Json {
     Stdout,
-    File(String, File),
-}
-
-/// The JSON file cannot be written.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot write {path}: {source}")]
-pub(crate) struct JsonError {
-    path: String,
-    source: io::Error,
+    File(JsonFile),
 }
 
 /// The counts at one moment.
@@ -67,14 +60,11 @@ pub(crate) fn sleeps(counters: &ParkCounters) -> Sleeps {
 
 impl Monitor {
     /// A monitor that will write JSON to `json`, which is opened now so that a bad path is refused before any work.
-    pub(crate) fn new(json: Option<String>) -> Result<Self, JsonError> {
+    pub(crate) fn new(json: Option<&str>) -> Result<Self, JsonError> {
         let json = match json {
             None => None,
-            Some(path) if path == "-" => Some(Json::Stdout),
-            Some(path) => match File::create(&path) {
-                Ok(file) => Some(Json::File(path, file)),
-                Err(source) => return Err(JsonError { path, source }),
-            },
+            Some("-") => Some(Json::Stdout),
+            Some(path) => Some(Json::File(JsonFile::open(path)?)),
         };
         Ok(Self { json })
     }
@@ -122,17 +112,12 @@ impl Monitor {
     /// Prints the summary, and writes the JSON.
     pub(crate) fn finish(self, report: &Report) -> Result<(), JsonError> {
         self.say(format_args!("{}", Summary(report)));
-        let write = |path: &str, mut to: Box<dyn Write>| {
-            serde_json::to_writer_pretty(&mut to, report)
-                .map_err(io::Error::from)
-                .and_then(|()| writeln!(to))
-                .and_then(|()| to.flush())
-                .map_err(|source| JsonError { path: path.into(), source })
-        };
         match self.json {
             None => Ok(()),
-            Some(Json::Stdout) => write("standard output", Box::new(io::stdout())),
-            Some(Json::File(path, file)) => write(&path, Box::new(file)),
+            Some(Json::Stdout) => {
+                json::write(report, io::stdout()).map_err(|source| JsonError::new("standard output", source))
+            }
+            Some(Json::File(file)) => file.finish(report),
         }
     }
 }
