@@ -96,8 +96,19 @@ pub struct Report {
     pub ports: Vec<PortReport>,
     /// Its workers.
     pub workers: Vec<WorkerReport>,
+    /// Its pool, after the end.
+    pub pool: PoolReport,
     /// From the generator of one port to the sink of the other, where ports have them.
     pub latency_us: Option<LatencyUs>,
+}
+
+/// What became of a pool.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct PoolReport {
+    /// Frames that it was made with.
+    pub frames: usize,
+    /// Frames that had not come home when all queues were gone. Zero, unless a device would not give them back.
+    pub missing: usize,
 }
 
 /// What a port did.

@@ -3,8 +3,8 @@
 //! One data descriptor a segment. Only the last descriptor of a batch (a burst, or a quarter of a small ring) asks for
 //! its completion, so one look at that descriptor tells that all frames of the batch are done.
 //!
-//! Frames that need nothing but sending take the short path: two passes over the burst, one that writes descriptors,
-//! one that moves frames into slots. The first frame that is a chain, wants a VLAN tag or a checksum, or cannot be sent,
+//! Frames that need nothing but sending take the short path: one pass over the burst writes descriptors, then the
+//! frames move as a block. The first frame that is a chain, wants a VLAN tag or a checksum, or cannot be sent,
 //! sends the rest of its burst down the careful path.
 
 use std::sync::Arc;

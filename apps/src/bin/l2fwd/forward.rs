@@ -6,6 +6,7 @@ use spinwake::frame::{Burst, Frame, Pool};
 use spinwake::port::{Counter, MacAddr, Queues, RxQueue, TxQueue};
 use spinwake::worker::Task;
 use spinwake_apps::perf::{PerfCounters, PerfReport};
+use spinwake_apps::report::PoolReport;
 
 /// What is done to a frame's addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,14 @@ impl Forwarder {
     /// Frames dropped so far, by direction, for any thread to read.
     pub(crate) fn dropped(&self) -> Arc<[Counter; 2]> {
         self.dropped.clone()
+    }
+
+    /// Drops all queues and returns how many frames the pool has, and how many of them did not come home.
+    pub(crate) fn close(self) -> PoolReport {
+        let Self { lanes, txs, mut pool, .. } = self;
+        drop((lanes, txs));
+        let frames = pool.capacity();
+        PoolReport { frames, missing: frames - pool.available() }
     }
 
     /// What the processor counted, once the worker has stopped.

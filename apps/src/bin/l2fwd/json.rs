@@ -77,10 +77,18 @@ impl Drop for JsonFile {
 
 #[cfg(test)]
 mod tests {
+    use spinwake_apps::report::PoolReport;
+
     use super::*;
 
     fn report() -> Report {
-        Report { seconds: 1.0, ports: Vec::new(), workers: Vec::new(), latency_us: None }
+        Report {
+            seconds: 1.0,
+            ports: Vec::new(),
+            workers: Vec::new(),
+            pool: PoolReport { frames: 1, missing: 0 },
+            latency_us: None,
+        }
     }
 
     /// A path of this test's own.

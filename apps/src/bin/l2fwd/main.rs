@@ -21,7 +21,7 @@ use spinwake::worker::{Worker, WorkerConfig};
 use spinwake_apps::console::{self, EndRequest};
 
 use forward::{Forwarder, Rewrite};
-use monitor::Monitor;
+use monitor::{Monitor, WorkerEnd};
 
 /// Forwards frames both ways between two ports, on one pinned worker.
 #[derive(Debug, Parser)]
@@ -143,15 +143,18 @@ impl Running {
         introduce(&monitor, &specs, &ports, &core, args.wait);
         let account = monitor.watch(&ports, &worker, &dropped, args.seconds, &end);
 
-        let parks = monitor::sleeps(worker.parks());
+        let sleeps = monitor::sleeps(worker.parks());
         let forwarder = worker.stop()?;
-        let perf = forwarder.perf();
+        let worker = WorkerEnd { core: &core, wait: args.wait, sleeps, perf: forwarder.perf() };
         // Its queues give their buffers back, and the devices may stop.
-        drop(forwarder);
+        let pool = forwarder.close();
+        if pool.missing > 0 {
+            log::error!("{} of {} frames did not come home from the ports", pool.missing, pool.frames);
+        }
         for port in &mut ports {
             port.stop()?;
         }
-        let report = account.report(&specs, &ports, &core, args.wait, parks, perf);
+        let report = account.report(&specs, &ports, &worker, pool);
         monitor.finish(&report)?;
         Ok(())
     }

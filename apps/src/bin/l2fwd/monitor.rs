@@ -11,7 +11,7 @@ use spinwake::wait::{ParkCounters, WaitPolicy};
 use spinwake::worker::{Task, Worker, WorkerCounters};
 use spinwake_apps::console::EndRequest;
 use spinwake_apps::perf::PerfReport;
-use spinwake_apps::report::{BitRate, FrameRate, LatencyUs, PortReport, QueueReport, Report, WorkerReport};
+use spinwake_apps::report::{BitRate, FrameRate, LatencyUs, PoolReport, PortReport, QueueReport, Report, WorkerReport};
 
 use crate::json::{self, JsonError, JsonFile};
 
@@ -44,6 +44,15 @@ struct Snapshot {
 #[derive(Debug)]
 pub(crate) struct Account {
     end: Snapshot,
+}
+
+/// Where a worker ran, how it waited, and what was counted of it.
+#[derive(Debug)]
+pub(crate) struct WorkerEnd<'a> {
+    pub(crate) core: &'a Chosen,
+    pub(crate) wait: WaitPolicy,
+    pub(crate) sleeps: Sleeps,
+    pub(crate) perf: Option<PerfReport>,
 }
 
 /// Sleeps, spurious wakes and rescues.
@@ -175,10 +184,8 @@ impl Account {
         &self,
         specs: &[String; 2],
         ports: &Ports,
-        core: &Chosen,
-        wait: WaitPolicy,
-        sleeps: Sleeps,
-        perf: Option<PerfReport>,
+        worker: &WorkerEnd<'_>,
+        pool: PoolReport,
     ) -> Report {
         let end = Snapshot { stats: [ports[0].stats(), ports[1].stats()], ..self.end.clone() };
         let generators = [ports[0].generator(), ports[1].generator()];
@@ -211,16 +218,17 @@ impl Account {
             seconds: end.at.as_secs_f64(),
             ports: vec![port(0), port(1)],
             workers: vec![WorkerReport {
-                core: core.core,
-                isolated: core.isolated == Some(true),
-                wait: wait.to_string(),
+                core: worker.core.core,
+                isolated: worker.core.isolated == Some(true),
+                wait: worker.wait.to_string(),
                 frames: end.frames,
                 busy_share: end.busy_ticks as f64 / end.total_ticks.max(1) as f64,
-                parks: sleeps.parks,
-                spurious: sleeps.spurious,
-                rescues: sleeps.rescues,
-                perf,
+                parks: worker.sleeps.parks,
+                spurious: worker.sleeps.spurious,
+                rescues: worker.sleeps.rescues,
+                perf: worker.perf.clone(),
             }],
+            pool,
             latency_us: latency.as_ref().and_then(LatencyUs::of),
         }
     }
