@@ -13,17 +13,59 @@ use super::nic::Nic;
 
 /// How many of a generator's latest frames are remembered.
 const WINDOW: u64 = 1 << 20;
-/// How many notes about faults are kept; beyond, the oldest go.
-const NOTES: usize = 1 << 16;
+/// How many notes about faults are kept at least; there are never more than twice as many.
+const NOTES: usize = 1 << 12;
 
 /// Who has come in.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     generators: HashMap<u16, Window>,
     /// Copies that faults made, not yet seen.
-    copies: HashMap<FrameId, u32>,
+    copies: Notes,
     /// Frames about which a descriptor lied.
-    tainted: HashMap<FrameId, ()>,
+    tainted: Notes,
+}
+
+/// How often something was noted of a frame, for the latest frames of which anything was.
+#[derive(Debug, Default)]
+struct Notes {
+    young: HashMap<FrameId, u32>,
+    old: HashMap<FrameId, u32>,
+}
+
+impl Notes {
+    fn add(&mut self, id: FrameId) {
+        if self.young.len() >= NOTES {
+            // The emptied map keeps its memory.
+            std::mem::swap(&mut self.young, &mut self.old);
+            self.young.clear();
+        }
+        *self.young.entry(id).or_default() += 1;
+    }
+
+    /// Takes one note about `id` away; returns whether there was one.
+    fn take(&mut self, id: FrameId) -> bool {
+        for notes in [&mut self.young, &mut self.old] {
+            if let Some(left) = notes.get_mut(&id) {
+                *left -= 1;
+                if *left == 0 {
+                    notes.remove(&id);
+                }
+                return true;
+            }
+        }
+        false
+    }
+
+    fn has(&self, id: FrameId) -> bool {
+        self.young.contains_key(&id) || self.old.contains_key(&id)
+    }
+
+    fn forget(&mut self, generator: u16) {
+        for notes in [&mut self.young, &mut self.old] {
+            notes.retain(|id, _| id.0 != generator);
+        }
+    }
 }
 
 /// A sliding bitmap over a generator's sequence numbers.
@@ -38,51 +80,39 @@ impl Ledger {
     /// Notes that a fault made a copy of this frame.
     pub(super) fn copied(&mut self, frame: &[u8]) {
         if let Some(stamp) = Stamp::claimed(frame) {
-            if self.copies.len() >= NOTES {
-                self.copies.clear();
-            }
-            *self.copies.entry(stamp.id).or_default() += 1;
+            self.copies.add(stamp.id);
         }
     }
 
     /// Notes that a descriptor lied about this frame in a way that cannot be noticed.
     pub(super) fn taint(&mut self, frame: &[u8]) {
         if let Some(stamp) = Stamp::claimed(frame) {
-            if self.tainted.len() >= NOTES {
-                self.tainted.clear();
-            }
-            self.tainted.insert(stamp.id, ());
+            self.tainted.add(stamp.id);
         }
     }
 
     /// Forgets a generator that is gone.
     pub(super) fn forget(&mut self, generator: u16) {
         self.generators.remove(&generator);
-        self.copies.retain(|id, _| id.0 != generator);
-        self.tainted.retain(|id, ()| id.0 != generator);
+        self.copies.forget(generator);
+        self.tainted.forget(generator);
     }
 
     /// Whether frame `id` came in for the first time.
     fn is_new(&mut self, (generator, sequence): FrameId) -> bool {
-        let window = self
-            .generators
-            .entry(generator)
-            .or_insert_with(|| Window { bits: vec![0; (WINDOW / 64) as usize], end: 0 });
+        let window = self.generators.entry(generator).or_insert_with(Window::new);
         window.mark(sequence)
-    }
-
-    /// Whether a copy of frame `id` is expected; takes it off the list.
-    fn take_copy(&mut self, id: FrameId) -> bool {
-        let Some(left) = self.copies.get_mut(&id) else { return false };
-        *left -= 1;
-        if *left == 0 {
-            self.copies.remove(&id);
-        }
-        true
     }
 }
 
 impl Window {
+    fn new() -> Self {
+        // Written once, so that the memory is there from the start and does not grow with the numbers.
+        let mut bits = vec![u64::MAX; (WINDOW / 64) as usize];
+        bits.fill(0);
+        Self { bits, end: 0 }
+    }
+
     /// Marks `n`; false when it was marked, or is too old to tell.
     fn mark(&mut self, n: u64) -> bool {
         if n >= self.end {
@@ -121,14 +151,14 @@ pub(super) fn take_in(
                 account.received.fetch_add(1, Ordering::Relaxed);
                 latency.saturating_record(stamp.age_ns(now_ns).max(1));
             }
-            Some(stamp) if ledger.take_copy(stamp.id) => {
+            Some(stamp) if ledger.copies.take(stamp.id) => {
                 nic.faults.copies_seen.fetch_add(1, Ordering::Relaxed);
             }
             Some(_) => {
                 account.duplicates.fetch_add(1, Ordering::Relaxed);
             }
             None => match Stamp::claimed(&frame) {
-                Some(stamp) if ledger.tainted.contains_key(&stamp.id) => {
+                Some(stamp) if ledger.tainted.has(stamp.id) => {
                     nic.faults.tainted_seen.fetch_add(1, Ordering::Relaxed);
                 }
                 // A test that captures sends frames of its own.
