@@ -189,11 +189,12 @@ mod tests {
 
     /// Wakes and rescues after one park.
     fn park(interrupts: bool) -> (u64, u64) {
-        let vector = Arc::new(Vector::new().unwrap());
+        let vector = Arc::new(Vector::new().expect("an eventfd"));
         let mut queue = Late { looks: Cell::new(0), interrupts, vector, counters: Arc::default() };
         let counters: Arc<ParkCounters> = Arc::default();
-        let control = Arc::new(Vector::new().unwrap());
-        let mut parker = Parker::new(&mut |each| each(&mut queue), control, counters.clone()).unwrap();
+        let control = Arc::new(Vector::new().expect("an eventfd"));
+        let mut parker =
+            Parker::new(&mut |each| each(&mut queue), control, counters.clone()).expect("its queue has a vector");
         parker.park(&mut |each| each(&mut queue));
         assert_eq!(counters.parks.get(), 1);
         (counters.wakes.get(), counters.rescues.get())

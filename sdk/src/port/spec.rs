@@ -42,7 +42,7 @@ pub enum SpecError {
         why: String,
     },
     /// Something between commas that is no `key=value`.
-    #[error("port spec \"{spec}\": \"{part}\" is no key=value")]
+    #[error("port spec \"{spec}\": \"{part}\" is no key=value; write it like queues=4")]
     NoValue {
         /// The spec.
         spec: String,
@@ -50,7 +50,7 @@ pub enum SpecError {
         part: String,
     },
     /// A key given twice.
-    #[error("port spec \"{spec}\": {key} is given twice")]
+    #[error("port spec \"{spec}\": {key} is given twice; give it once")]
     Twice {
         /// The spec.
         spec: String,
