@@ -10,12 +10,13 @@ mod monitor;
 use std::error::Error;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use spinwake::cpu::{self, Chosen, CoreChoice, CpuSet, Topology};
 use spinwake::frame::{Pool, PoolConfig};
-use spinwake::port::{Counter, Port};
+use spinwake::port::{Counter, Link, Port};
 use spinwake::wait::WaitPolicy;
 use spinwake::worker::{Worker, WorkerConfig};
 use spinwake_apps::console::{self, EndRequest};
@@ -54,7 +55,7 @@ struct Args {
     #[arg(long, value_name = "POLICY", default_value = "poll")]
     wait: WaitPolicy,
 
-    /// Send this many frames of 60 bytes from the first port before forwarding: between two cabled ports they circle
+    /// Send this many frames of 60 bytes from each port before forwarding: between two cabled ports they circle
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=256))]
     tx_first: u16,
 
@@ -130,7 +131,10 @@ impl Running {
             _ => Rewrite::None,
         };
         let mut forwarder = Forwarder::new(queues, [a.mac(), b.mac()], rewrite, pool, args.perf);
-        forwarder.send_first(args.tx_first.into(), a.mac());
+        if args.tx_first > 0 {
+            await_links(&ports)?;
+            forwarder.send_first(args.tx_first.into());
+        }
         let dropped = forwarder.dropped();
         let config = WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait: args.wait };
         let worker = Worker::spawn(config, forwarder)?;
@@ -186,6 +190,23 @@ fn frames_for(ports: &[Box<dyn Port>; 2]) -> usize {
             + usize::from(config.tx_queues) * usize::from(config.tx_ring_len)
     });
     rings.sum::<usize>() + 1024
+}
+
+/// Waits until both ports have a link: what is sent before that is lost.
+fn await_links(ports: &[Box<dyn Port>; 2]) -> Result<(), String> {
+    /// Copper negotiates for two or three seconds.
+    const LIMIT: Duration = Duration::from_secs(10);
+    let start = Instant::now();
+    for port in ports {
+        while port.link() == Link::Down {
+            if start.elapsed() > LIMIT {
+                let name = port.name();
+                return Err(format!("{name} has had no link for {LIMIT:?}; is its cable plugged in at both ends?"));
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+    Ok(())
 }
 
 fn introduce(monitor: &Monitor, specs: &[String; 2], ports: &[Box<dyn Port>; 2], core: &Chosen, wait: WaitPolicy) {
