@@ -25,8 +25,10 @@ use super::irq::QueueIrq;
 use super::nic::Nic;
 use super::regs::{self, srrctl, xdctl};
 
-/// Descriptors that are refilled and published together.
+/// Descriptors that are refilled together.
 const BATCH: usize = 32;
+/// The device is told of new buffers once they are this part of the ring: a write to a register costs more than a frame.
+const PUBLISHED_PART: usize = 4;
 /// Prefetch when fewer than 8 descriptors are on the chip and 8 are in memory; write each back at once.
 const THRESHOLDS: u32 = 8 << xdctl::PTHRESH_SHIFT | 8 << xdctl::HTHRESH_SHIFT | 1 << xdctl::WTHRESH_SHIFT;
 const _: () = assert!(DATA_ROOM.is_multiple_of(1024), "SRRCTL counts buffers in KiB");
@@ -56,8 +58,10 @@ pub(super) struct IgbRx {
     len: usize,
     /// The device may fill descriptors below this one.
     published: usize,
-    /// Refill and publish in units of this many.
+    /// Refill in units of this many.
     batch: usize,
+    /// Publish in units of this many, as long as the device has enough.
+    quota: usize,
     chain: Chain,
     /// Some offload wants more of a descriptor than its length.
     metadata: bool,
@@ -104,6 +108,7 @@ impl IgbRx {
             len: ring_len,
             published: 0,
             batch: BATCH.min(ring_len / 4),
+            quota: ring_len / PUBLISHED_PART,
             chain: Chain::default(),
             metadata: offloads.rx_checksum || offloads.vlan_strip || offloads.rss_hash,
             offloads,
@@ -243,8 +248,8 @@ impl IgbRx {
             }
             let unpublished = self.posted.tail() - self.published;
             // A device that runs short is told of every single buffer.
-            let short = self.published - self.posted.head() < self.batch;
-            if unpublished >= self.batch || (short && unpublished > 0) {
+            let short = self.published - self.posted.head() < self.len / 2;
+            if unpublished >= self.quota || (short && unpublished > 0) {
                 self.published = self.posted.tail();
                 self.nic.bar.doorbell(regs::rdt(self.queue), (self.published & (self.len - 1)) as u32);
             }
