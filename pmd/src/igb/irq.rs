@@ -11,11 +11,11 @@
 //! device after that look and wipe out the cause of a frame that nobody has seen.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use spinwake::device::DeviceError;
 use spinwake::irq::{IrqKind, Vector};
+use spinwake::mmio::Bar;
 use spinwake::port::PortError;
 
 use super::nic::Nic;
@@ -42,8 +42,9 @@ pub(super) struct Interrupts {
 struct Line {
     vector: Arc<Vector>,
     mode: Mode,
-    /// Queues that are armed.
-    armed: AtomicUsize,
+    /// Queues that are armed. Held while the device is told: queues that share a vector may belong to different workers,
+    /// and the mask that the last one sets must not come after the first one's arming.
+    armed: Mutex<usize>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +109,7 @@ impl Interrupts {
                     IrqKind::Msi => Mode::Legacy { intx: false },
                     IrqKind::Intx => Mode::Legacy { intx: true },
                 };
-                Arc::new(Line { vector, mode, armed: AtomicUsize::new(0) })
+                Arc::new(Line { vector, mode, armed: Mutex::new(0) })
             })
             .collect();
         let interrupts = Self { kind: Some(kind), link, lines };
@@ -190,31 +191,12 @@ impl QueueIrq {
             return;
         }
         self.armed = true;
-        let alone = self.line.armed.fetch_add(1, Ordering::AcqRel) == 0;
-        match self.line.mode {
-            Mode::Extended(bit) => {
-                // Another armed queue's cause must not be cleared; at worst this queue then wakes once for nothing.
-                if alone {
-                    nic.bar.write(regs::EICR, bit);
-                }
-                nic.bar.write(regs::EIMS, bit);
-                nic.bar.read(regs::EIMS);
-            }
-            Mode::Legacy { intx } => {
-                // Reading clears every cause, and lowers the line of INTx: before the kernel has seen it, maybe.
-                let causes = nic.bar.read(regs::ICR);
-                if !alone && causes & RX_CAUSE != 0 {
-                    self.line.vector.signal(1);
-                }
-                nic.bar.write(regs::IMS, RX_CAUSE);
-                nic.bar.read(regs::IMS);
-                if intx {
-                    // Harmless when the kernel had not masked it.
-                    if let Err(error) = nic.device.irq_unmask() {
-                        log::debug!("{}: INTx stays masked: {error}", nic.name());
-                    }
-                }
-            }
+        self.line.arm(&nic.bar);
+        if matches!(self.line.mode, Mode::Legacy { intx: true })
+            // Harmless when the kernel had not masked it.
+            && let Err(error) = nic.device.irq_unmask()
+        {
+            log::debug!("{}: INTx stays masked: {error}", nic.name());
         }
     }
 
@@ -224,13 +206,107 @@ impl QueueIrq {
             return;
         }
         self.armed = false;
-        // While others wait for the same vector it stays on, and its count stays theirs.
-        if self.line.armed.fetch_sub(1, Ordering::AcqRel) == 1 {
-            match self.line.mode {
-                Mode::Extended(bit) => nic.bar.write(regs::EIMC, bit),
-                Mode::Legacy { .. } => nic.bar.write(regs::IMC, RX_CAUSE),
+        self.line.disarm(&nic.bar);
+    }
+}
+
+impl Line {
+    /// For one queue more.
+    fn arm(&self, bar: &Bar) {
+        let mut armed = self.armed();
+        let alone = *armed == 0;
+        *armed += 1;
+        match self.mode {
+            Mode::Extended(bit) => {
+                // Another armed queue's cause must not be cleared; at worst this queue then wakes once for nothing.
+                if alone {
+                    bar.write(regs::EICR, bit);
+                }
+                bar.write(regs::EIMS, bit);
+                bar.read(regs::EIMS);
             }
-            self.line.vector.take();
+            Mode::Legacy { .. } => {
+                // Reading clears every cause, and lowers the line of INTx: before the kernel has seen it, maybe.
+                let causes = bar.read(regs::ICR);
+                if !alone && causes & RX_CAUSE != 0 {
+                    self.vector.signal(1);
+                }
+                bar.write(regs::IMS, RX_CAUSE);
+                bar.read(regs::IMS);
+            }
         }
+    }
+
+    /// For one queue less.
+    fn disarm(&self, bar: &Bar) {
+        let mut armed = self.armed();
+        *armed -= 1;
+        // While others wait for the same vector it stays on, and its count stays theirs.
+        if *armed == 0 {
+            match self.mode {
+                Mode::Extended(bit) => bar.write(regs::EIMC, bit),
+                Mode::Legacy { .. } => bar.write(regs::IMC, RX_CAUSE),
+            }
+            self.vector.take();
+        }
+    }
+
+    fn armed(&self) -> MutexGuard<'_, usize> {
+        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+    use std::time::Duration;
+
+    use spinwake::mmio::{RegisterIo, Width};
+
+    use super::*;
+
+    /// A mask, and a pause before it is set: long enough for another thread to arm meanwhile, if nothing stops it.
+    #[derive(Debug)]
+    struct SlowMask {
+        ims: AtomicU32,
+        masking: SyncSender<()>,
+        armed: Mutex<Receiver<()>>,
+    }
+
+    impl RegisterIo for SlowMask {
+        fn read(&self, _: usize, _: Width) -> u64 {
+            0
+        }
+        fn write(&self, offset: usize, _: Width, value: u64) {
+            if offset == regs::IMS.offset() {
+                self.ims.fetch_or(value as u32, Ordering::SeqCst);
+            } else if offset == regs::IMC.offset() {
+                self.masking.send(()).unwrap();
+                // Running into the limit is the good end: the other thread has to wait.
+                let _ = self.armed.lock().unwrap().recv_timeout(Duration::from_millis(100));
+                self.ims.fetch_and(!value as u32, Ordering::SeqCst);
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_that_disarms_does_not_mask_one_that_arms_meanwhile() {
+        let ((masking, in_mask), (tell, armed)) = (sync_channel(1), sync_channel(1));
+        let io = Arc::new(SlowMask { ims: AtomicU32::new(0), masking, armed: Mutex::new(armed) });
+        let bar = Bar::trapped(0x10000, io.clone());
+        let vector = Arc::new(Vector::new().unwrap());
+        let line = Line { vector, mode: Mode::Legacy { intx: false }, armed: Mutex::new(0) };
+        let (line, bar) = (&line, &bar);
+        line.arm(bar);
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                in_mask.recv().unwrap();
+                line.arm(bar);
+                tell.send(()).unwrap();
+            });
+            line.disarm(bar);
+        });
+        assert_eq!(io.ims.load(Ordering::SeqCst), RX_CAUSE);
     }
 }
