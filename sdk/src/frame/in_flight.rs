@@ -65,9 +65,10 @@ impl InFlight {
         let at = self.tail & (len - 1);
         let first = n.min(len - at);
         let rest = burst.len() - n;
-        let from = burst.as_mut_ptr();
         // SAFETY: from here on the burst owns no frame; a panic could only lose some.
         unsafe { burst.set_len(0) };
+        // Only now: a pointer into the burst must not be older than an exclusive use of it.
+        let from = burst.as_mut_ptr();
         let places = self.places.as_mut_ptr().cast::<Frame>();
         // SAFETY: `at` is a place.
         let to = unsafe { places.add(at) };

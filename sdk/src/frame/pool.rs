@@ -177,9 +177,10 @@ impl Pool {
     #[inline]
     pub fn give_burst<const N: usize>(&mut self, burst: &mut Burst<N>) {
         let n = burst.len();
-        let frames = burst.as_ptr().cast();
         // SAFETY: from here on the burst owns no frame.
         unsafe { burst.set_len(0) };
+        // Only now: a pointer into the burst must not be older than an exclusive use of it.
+        let frames = burst.as_ptr().cast();
         // SAFETY: `n` frames that nobody else owns now; the array lives as long as the burst.
         let frames = unsafe { std::slice::from_raw_parts(frames, n) };
         // SAFETY: as above.
