@@ -348,6 +348,7 @@ impl Drop for IgbRx {
         while let Some(frame) = self.posted.pop() {
             drop(frame);
         }
+        self.chain = Chain::default();
         self.ring = None;
         self.nic.died();
     }
