@@ -42,6 +42,8 @@ pub(super) struct Station {
     retry: bool,
     /// Frames that a test asked for and that have not been sent.
     asked: u64,
+    /// Work that the device was told of before it stopped answering: it goes on with that.
+    held: u64,
     flap: Outage,
     stall: Outage,
 }
@@ -70,6 +72,7 @@ impl Station {
             blocked: false,
             retry: false,
             asked: 0,
+            held: 0,
             flap: Outage::new(Fault::LinkFlap),
             stall: Outage::new(Fault::Stall),
             nic,
@@ -94,7 +97,10 @@ impl Station {
         self.run_outages(partner, now_ns);
         let mut busy = work != 0;
         if self.nic.answers() {
+            let work = work | std::mem::take(&mut self.held);
             busy |= self.run(shared, work, now_ns);
+        } else {
+            self.held |= work;
         }
         // Nobody receives: they are lost on the way, or fill the packet buffer.
         self.send_asked(shared, u64::MAX, now_ns);

@@ -219,10 +219,11 @@ impl Nic {
             return;
         }
         let base = |within| u64::from(registers.get(at::rx(q, within)));
-        let descriptor = (base(queue::BAH) << 32 | base(queue::BAL)) + u64::from(tail) * 16;
+        // The driver's base may be anything.
+        let word = (base(queue::BAH) << 32 | base(queue::BAL)).wrapping_add(u64::from(tail) * 16 + 8);
         if let Some(dma) = self.memory.dma() {
             // 64 bytes, end of packet, done. A fault of the ring's address is counted where it happens.
-            let _ = dma.store(descriptor + 8, 64 << 32 | 3);
+            let _ = dma.store(word, 64 << 32 | 3);
         }
     }
 

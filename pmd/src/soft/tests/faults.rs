@@ -1,6 +1,7 @@
 //! Faults do what they say, are counted, and the model stays within the driver's buffers.
 
 use super::super::layout::{self as at, ctrl};
+use super::super::nic::pending;
 use super::super::{Control, Fault};
 use super::driver::{Driver, RING};
 use super::{LONG, nic, wait};
@@ -98,6 +99,19 @@ fn a_stalled_device_answers_with_ones_and_goes_on_later() {
     wait(|| driver.get(at::STATUS) == u32::MAX);
     wait(|| driver.get(at::STATUS) != u32::MAX);
     assert_eq!(control.faults().made(Fault::Stall), 1);
+}
+
+#[test]
+fn what_a_device_was_told_before_it_stood_still_it_does_later() {
+    let (driver, control) = silent();
+    let nic = &driver.nic.nic;
+    // As if it stopped between a write of CTRL.RST and the fabric's next look.
+    nic.halted.store(true, std::sync::atomic::Ordering::Release);
+    nic.registers.set(at::CTRL, ctrl::RST);
+    nic.notify(pending::RESET);
+    assert!(control.settle(LONG));
+    control.stall(false);
+    wait(|| driver.get(at::CTRL) & ctrl::RST == 0);
 }
 
 #[test]
