@@ -9,10 +9,11 @@
 //! ```
 
 use spinwake::dma::Iova;
+use spinwake::frame::{Checksum, Verdicts};
 
 /// Receive descriptors.
 pub mod rx {
-    use super::Iova;
+    use super::{Checksum, Iova, Verdicts};
 
     /// Word 1: Descriptor Done. Everything that the device wrote before is valid once this is seen.
     pub const DD: u64 = 1 << 0;
@@ -93,6 +94,35 @@ pub mod rx {
     pub const fn vlan(word1: u64) -> u16 {
         (word1 >> VLAN_SHIFT) as u16
     }
+
+    /// What a written-back word 1 says of the checksums.
+    ///
+    /// A UDP packet over IPv4 may come without a checksum: hardware then sets [`L4I`] without [`UDPCS`] (datasheet 7.1.5.2).
+    #[inline(always)]
+    pub const fn verdicts(word1: u64) -> Verdicts {
+        // L4I and IPCS stand side by side, and so do L4E and IPE.
+        VERDICTS[(word1 >> 5 & 0b0011 | word1 >> 27 & 0b1100) as usize]
+    }
+
+    /// By IPE, L4E, IPCS, L4I, from the high bit to the low one.
+    static VERDICTS: [Verdicts; 16] = {
+        const fn verdict(checked: bool, wrong: bool) -> Checksum {
+            match (checked, wrong) {
+                (false, _) => Checksum::Unknown,
+                (true, false) => Checksum::Good,
+                (true, true) => Checksum::Bad,
+            }
+        }
+        let mut table = [Verdicts::new(Checksum::Unknown, Checksum::Unknown); 16];
+        let mut at = 0;
+        while at < table.len() {
+            let (l3, l4) = (verdict(at & 2 != 0, at & 8 != 0), verdict(at & 1 != 0, at & 4 != 0));
+            table[at] = Verdicts::new(l3, l4);
+            at += 1;
+        }
+        table
+    };
+    const _: () = assert!(L4I == 1 << 5 && IPCS == 1 << 6 && L4E == 1 << 29 && IPE == 1 << 30);
 
     /// The RSS hash of a written-back word 0, if one was computed.
     #[inline(always)]
@@ -202,6 +232,21 @@ mod tests {
         assert_eq!(tx::part(2048, 9000, tx::VLE) & tx::EOP, 0);
         let [word0, word1] = tx::context(0x0064, 14, 20, tx::TUCMD_IPV4 | tx::TUCMD_TCP);
         assert_eq!((word0, word1), (0x0064 << 16 | 14 << 9 | 20, 0x2020_0c00));
+    }
+
+    #[test]
+    fn an_error_counts_only_where_the_device_looked() {
+        let sums = [(0, Checksum::Unknown), (1, Checksum::Good), (2, Checksum::Unknown), (3, Checksum::Bad)];
+        for (network, l3) in sums {
+            for (transport, l4) in sums {
+                let bit = |state: u64, number, bit| if state & number != 0 { bit } else { 0 };
+                let word = bit(network, 1, rx::IPCS) | bit(network, 2, rx::IPE);
+                let word = word | bit(transport, 1, rx::L4I) | bit(transport, 2, rx::L4E);
+                for rest in [0, !(rx::IPCS | rx::IPE | rx::L4I | rx::L4E)] {
+                    assert_eq!(rx::verdicts(word | rest), Verdicts::new(l3, l4), "{word:#x}");
+                }
+            }
+        }
     }
 
     #[test]

@@ -15,8 +15,8 @@ use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use spinwake::dma::DescRing;
-use spinwake::frame::{Burst, Checksum, DATA_ROOM, Frame, Pool, Posted};
+use spinwake::dma::{DescRing, Descriptor};
+use spinwake::frame::{Burst, DATA_ROOM, Frame, Pool, Posted};
 use spinwake::irq::Vector;
 use spinwake::port::{Offloads, PortError, RxCounters, RxQueue};
 
@@ -152,10 +152,7 @@ impl IgbRx {
                 Some(len)
             });
             if self.metadata {
-                for (frame, descriptor) in burst[first..].iter_mut().zip(run) {
-                    let [word0, word1] = [0, 1].map(|word| descriptor.load(word, Ordering::Relaxed));
-                    annotate(frame, word0, word1, self.offloads);
-                }
+                annotate(&mut burst[first..], run, self.offloads);
             }
             tally.frames += moved;
             tally.bytes += bytes;
@@ -178,7 +175,7 @@ impl IgbRx {
             if word & desc::DD == 0 {
                 return false;
             }
-            let hash_word = ring.load(self.posted.head(), 0, Ordering::Relaxed);
+            let at = self.posted.head();
             let Some(mut frame) = self.posted.pop() else { return false };
             let len = desc::len(word);
             let last = word & desc::EOP != 0;
@@ -204,7 +201,7 @@ impl IgbRx {
                 }
                 if last && let Some(mut head) = self.chain.head.take() {
                     if self.metadata {
-                        annotate(&mut head, hash_word, word, self.offloads);
+                        annotate(std::slice::from_mut(&mut head), ring.run(at, 1), self.offloads);
                     }
                     tally.frames += 1;
                     tally.bytes += mem::take(&mut self.chain.len);
@@ -263,24 +260,28 @@ fn fits(len: usize) -> bool {
     len.wrapping_sub(1) < DATA_ROOM
 }
 
-/// Notes in the frame what the device found out about it.
-fn annotate(frame: &mut Frame, word0: u64, word1: u64, offloads: Offloads) {
-    if offloads.vlan_strip && word1 & desc::VP != 0 {
-        frame.set_vlan(Some(desc::vlan(word1)));
-    }
+/// Notes in frames what the device found out about them, in as many passes as there are wishes: most programs have one.
+#[inline(always)]
+fn annotate(frames: &mut [Frame], descriptors: &[Descriptor], offloads: Offloads) {
     if offloads.rx_checksum {
-        let verdict = |checked, error| match (word1 & checked != 0, word1 & error != 0) {
-            (false, _) => Checksum::Unknown,
-            (true, false) => Checksum::Good,
-            (true, true) => Checksum::Bad,
-        };
-        // A UDP packet over IPv4 may come without a checksum: hardware then sets L4I without UDPCS (datasheet 7.1.5.2).
-        frame.set_checksums(verdict(desc::IPCS, desc::IPE), verdict(desc::L4I, desc::L4E));
+        for (frame, descriptor) in frames.iter_mut().zip(descriptors) {
+            frame.set_verdicts(desc::verdicts(descriptor.load(1, Ordering::Relaxed)));
+        }
     }
-    if offloads.rss_hash
-        && let Some(hash) = desc::rss_hash(word0)
-    {
-        frame.set_rss_hash(hash);
+    if offloads.vlan_strip {
+        for (frame, descriptor) in frames.iter_mut().zip(descriptors) {
+            let word = descriptor.load(1, Ordering::Relaxed);
+            if word & desc::VP != 0 {
+                frame.set_vlan(Some(desc::vlan(word)));
+            }
+        }
+    }
+    if offloads.rss_hash {
+        for (frame, descriptor) in frames.iter_mut().zip(descriptors) {
+            if let Some(hash) = desc::rss_hash(descriptor.load(0, Ordering::Relaxed)) {
+                frame.set_rss_hash(hash);
+            }
+        }
     }
 }
 
