@@ -82,7 +82,11 @@ pub(crate) fn frames_wake(rig: &Rig, kind: IrqKind) {
             a.send(&mut pool, frames);
             assert!(waiter.join().unwrap() > 0, "round {round}: {kind} woke nobody");
         });
-        assert!(b.rx[0].pending());
+        if !b.rx[0].pending() {
+            // The polled frame was visible before its interrupt, which came after the arming.
+            spurious += 1;
+            until("the frame", || b.rx[0].pending());
+        }
         b.rx[0].disarm();
         assert_eq!(b.receive(&mut pool, 1)[0].len(), 70);
         assert_eq!(vector.take(), 0, "a disarmed queue does not fire");
