@@ -14,7 +14,7 @@ use super::nic::Nic;
 /// How many of a generator's latest frames are remembered.
 const WINDOW: u64 = 1 << 20;
 /// How many notes about faults are kept at least; there are never more than twice as many.
-const NOTES: usize = 1 << 12;
+const NOTES: usize = 1 << 10;
 
 /// Who has come in.
 #[derive(Debug, Default)]
