@@ -140,16 +140,12 @@ impl IgbRx {
         while want > 0 {
             // Up to the end of the ring at a time.
             let run = ring.run(self.posted.head(), want);
-            let mut bytes = 0;
             let first = burst.len();
-            let moved = self.posted.harvest(burst, run.len(), |at| {
-                let word = run.get(at)?.load(1, Ordering::Acquire);
+            let (moved, bytes) = self.posted.harvest(burst, run, |descriptor| {
+                let word = descriptor.load(1, Ordering::Acquire);
                 let len = desc::len(word);
-                if word & (desc::DD | desc::EOP | desc::RXE) != desc::DD | desc::EOP || !fits(len) {
-                    return None;
-                }
-                bytes += len;
-                Some(len)
+                let plain = word & (desc::DD | desc::EOP | desc::RXE) == desc::DD | desc::EOP;
+                if plain && fits(len) { Some(len) } else { None }
             });
             if self.metadata {
                 annotate(&mut burst[first..], run, self.offloads);
@@ -222,12 +218,7 @@ impl IgbRx {
         let mut want = self.len - 1 - self.posted.len();
         while want > 0 {
             let run = ring.run(self.posted.tail(), want);
-            let mut descriptors = run.iter();
-            let posted = self.posted.post(pool, run.len(), |iova| {
-                if let Some(descriptor) = descriptors.next() {
-                    descriptor.store(desc::give(iova));
-                }
-            });
+            let posted = self.posted.post(pool, run, |descriptor, iova| descriptor.store(desc::give(iova)));
             if posted < run.len() {
                 return false;
             }

@@ -10,7 +10,7 @@ use crate::dma::Iova;
 /// has descriptors, so that position `p` belongs to descriptor `p`, both modulo the length.
 ///
 /// Frames come in by [`post`](Self::post), straight from a pool, and leave by [`harvest`](Self::harvest), with the
-/// lengths that the device reported. Positions count up for ever.
+/// lengths that the device reported. Positions count up for ever. What a descriptor is, the driver knows.
 ///
 /// # Invariant
 ///
@@ -58,52 +58,62 @@ impl Posted {
         self.head == self.tail
     }
 
-    /// Moves up to `most` empty frames from `pool` to the tail, as far as the array's end, and calls `each` with the
-    /// address of each in order. Returns how many; fewer when the pool is dry or the places run out.
+    /// Moves empty frames from `pool` to the tail, one for each of `descriptors`, and calls `give` with both the descriptor
+    /// and the address of its frame's data. Goes no further than the array's end. Returns how many; fewer when the pool is
+    /// dry or the places run out.
     #[inline(always)]
-    pub fn post(&mut self, pool: &mut Pool, most: usize, mut each: impl FnMut(Iova)) -> usize {
+    pub fn post<D>(&mut self, pool: &mut Pool, descriptors: &[D], mut give: impl FnMut(&D, Iova)) -> usize {
         let at = self.tail & (self.places.len() - 1);
         let room = (self.places.len() - self.len()).min(self.places.len() - at);
-        let buffers = pool.last_free(most.min(room));
-        let mut posted = 0;
-        for (place, &buffer) in self.places[at..].iter_mut().zip(buffers.list) {
+        let buffers = pool.last_free(descriptors.len().min(room));
+        let posted = buffers.list.len();
+        for ((place, &buffer), descriptor) in self.places[at..].iter_mut().zip(buffers.list).zip(descriptors) {
             // SAFETY: a free buffer of that pool, which leaves its list below (`forget_last`).
             place.write(unsafe { Frame::empty(buffer, buffers.pool) });
-            each(buffers.iova(buffer));
-            posted += 1;
+            give(descriptor, buffers.iova(buffer));
         }
-        // A panic of `each` leaves the buffers with the pool: until here they have not moved.
-        // SAFETY: as many of the last free buffers now belong to frames in `places`.
+        // A panic of `give` leaves the buffers with the pool: until here they have not moved.
+        // SAFETY: as many of the last free buffers now belong to frames in `places`: there was a place and a descriptor
+        // for each.
         unsafe { pool.forget_last(posted) };
         self.tail += posted;
         posted
     }
 
-    /// Moves frames from the head to `burst` as long as `filled` tells how many bytes the device put into the next one, the
-    /// first being number 0: at most `most`, as far as the array's end and the burst's room. Stops at a length beyond a
-    /// buffer's room. Returns how many.
+    /// Moves frames from the head to `burst`, as long as `filled` tells of the next of `descriptors` how many bytes the
+    /// device put into its frame. Goes no further than the array's end and the burst's room, and stops at a length beyond
+    /// a buffer's room. Returns how many frames, and their bytes.
     #[inline(always)]
-    pub fn harvest(&mut self, burst: &mut Burst, most: usize, mut filled: impl FnMut(usize) -> Option<usize>) -> usize {
+    pub fn harvest<D>(
+        &mut self,
+        burst: &mut Burst,
+        descriptors: &[D],
+        mut filled: impl FnMut(&D) -> Option<usize>,
+    ) -> (usize, usize) {
         let at = self.head & (self.places.len() - 1);
-        let n = most.min(self.len()).min(self.places.len() - at).min(burst.remaining_capacity());
+        let n = self.len().min(self.places.len() - at).min(burst.remaining_capacity());
         // SAFETY: the burst's first `len` frames are initialised, so this stays inside its array.
         let to = unsafe { burst.as_mut_ptr().add(burst.len()) };
-        let mut moved = 0;
-        for (i, place) in self.places[at..at + n].iter().enumerate() {
-            let Some(len) = filled(i).filter(|&len| len <= DATA_ROOM) else { break };
+        let (mut moved, mut bytes) = (0, 0);
+        for (place, descriptor) in self.places[at..at + n].iter().zip(descriptors) {
+            let Some(len) = filled(descriptor) else { break };
+            if len > DATA_ROOM {
+                break;
+            }
             // SAFETY: a place between head and tail holds a frame (type invariant), which leaves the queue below.
             let frame = unsafe { place.assume_init_read() };
             // SAFETY: the burst has room for `n` more frames.
-            let to = unsafe { to.add(i) };
+            let to = unsafe { to.add(moved) };
             // SAFETY: inside the burst's array, on a place that holds no frame.
             unsafe { to.write(frame.filled_from_empty(len)) };
-            moved = i + 1;
+            moved += 1;
+            bytes += len;
         }
         // A panic of `filled` leaves the frames in the queue: until here neither end has moved.
         self.head += moved;
         // SAFETY: `moved` more frames were written behind the burst's last.
         unsafe { burst.set_len(burst.len() + moved) };
-        moved
+        (moved, bytes)
     }
 
     /// Takes the oldest frame, still empty.
@@ -151,9 +161,9 @@ mod tests {
         let mut given = std::collections::VecDeque::new();
         let mut next_len = 1;
         for _ in 0..50 {
-            posted.post(&mut pool, 3, |iova| given.push_back(iova));
+            posted.post(&mut pool, &[(); 3], |(), iova| given.push_back(iova));
             let first = next_len;
-            posted.harvest(&mut burst, 2, |i| Some(first + i));
+            posted.harvest(&mut burst, &[0, 1], |i| Some(first + i));
             for frame in burst.drain(..) {
                 assert_eq!(frame.len(), next_len);
                 assert_eq!(Some(pool.iova(&frame)), given.pop_front());
@@ -169,9 +179,9 @@ mod tests {
     fn a_dry_pool_and_a_full_ring_end_a_post() {
         let (mut scarce, mut plenty) = (pool(2), pool(16));
         let mut posted = Posted::new(4);
-        assert_eq!(posted.post(&mut scarce, 4, |_| ()), 2);
-        assert_eq!(posted.post(&mut plenty, 4, |_| ()), 2);
-        assert_eq!(posted.post(&mut plenty, 4, |_| ()), 0);
+        assert_eq!(posted.post(&mut scarce, &[(); 4], |(), _| ()), 2);
+        assert_eq!(posted.post(&mut plenty, &[(); 4], |(), _| ()), 2);
+        assert_eq!(posted.post(&mut plenty, &[(); 4], |(), _| ()), 0);
         assert_eq!((posted.len(), posted.head(), posted.tail()), (4, 0, 4));
         drop(posted);
         assert_eq!((scarce.available(), plenty.available()), (2, 16));
@@ -181,11 +191,11 @@ mod tests {
     fn a_harvest_ends_where_the_device_does_or_lies() {
         let mut pool = pool(8);
         let mut posted = Posted::new(8);
-        posted.post(&mut pool, 8, |_| ());
+        posted.post(&mut pool, &[(); 8], |(), _| ());
         let mut burst = Burst::new();
-        assert_eq!(posted.harvest(&mut burst, 8, |i| (i < 2).then_some(60)), 2);
-        assert_eq!(posted.harvest(&mut burst, 8, |_| Some(DATA_ROOM + 1)), 0);
-        assert_eq!(posted.harvest(&mut burst, 8, |_| Some(DATA_ROOM)), 6);
+        assert_eq!(posted.harvest(&mut burst, &[60, 60, 0], |&len| (len > 0).then_some(len)), (2, 120));
+        assert_eq!(posted.harvest(&mut burst, &[(); 8], |()| Some(DATA_ROOM + 1)), (0, 0));
+        assert_eq!(posted.harvest(&mut burst, &[(); 8], |()| Some(DATA_ROOM)), (6, 6 * DATA_ROOM));
         assert_eq!(burst.iter().map(Frame::len).collect::<Vec<_>>(), [60, 60, 2048, 2048, 2048, 2048, 2048, 2048]);
     }
 
@@ -196,8 +206,8 @@ mod tests {
         let mut burst = Burst::new();
         pool.take_burst(&mut burst);
         burst.truncate(30);
-        posted.post(&mut pool, 32, |_| ());
-        assert_eq!(posted.harvest(&mut burst, 32, |_| Some(1)), 2);
+        posted.post(&mut pool, &[(); 32], |(), _| ());
+        assert_eq!(posted.harvest(&mut burst, &[(); 32], |()| Some(1)), (2, 2));
         assert!(burst.is_full());
     }
 
@@ -205,7 +215,7 @@ mod tests {
     fn what_is_leaked_does_not_come_home() {
         let mut pool = pool(4);
         let mut posted = Posted::new(4);
-        posted.post(&mut pool, 3, |_| ());
+        posted.post(&mut pool, &[(); 3], |(), _| ());
         posted.leak();
         drop(posted);
         assert_eq!(pool.available(), 1);
