@@ -25,6 +25,9 @@ not_ok() {
     checks_failed=$((checks_failed + 1))
 }
 
+# A scenario that ends before its time says where.
+trap 'not_ok "line $LINENO" "failed: $BASH_COMMAND"' ERR
+
 # Runs the command again and again until it succeeds, or SECONDS have gone by.
 wait_for() {
     local deadline=$((SECONDS + $1))
