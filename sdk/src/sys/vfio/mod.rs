@@ -35,7 +35,7 @@ pub enum IrqIndex {
     Req = 4,
 }
 
-/// Bits of [`DeviceInfo::flags`] and [`RegionInfo::flags`].
+/// Bits of `flags` in the answers about a device and about a region.
 pub mod flag {
     /// `VFIO_DEVICE_FLAGS_RESET`: the device can be reset alone.
     pub const DEVICE_RESET: u32 = 1 << 0;
