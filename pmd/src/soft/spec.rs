@@ -48,8 +48,8 @@ pub(super) struct SoftSpec {
 
 /// What a spec may say.
 pub const KEYS: [&str; 7] = ["queues", "rate", "size", "wire", "irq", "fault", "seed"];
-/// What a machine with two cores, both taken several times over, still serves without loss.
-const DEFAULT_RATE: u32 = 20_000;
+/// What a machine with two cores serves without loss, unless it has much else to do.
+const DEFAULT_RATE: u32 = 50_000;
 const SIZES: RangeInclusive<u16> = 60..=9216;
 
 impl SoftSpec {
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn the_defaults() {
         let spec = parse("soft:").unwrap();
-        assert_eq!((spec.queues, spec.rate, spec.size), (4, Rate::PerSecond(20_000), 60..=60));
+        assert_eq!((spec.queues, spec.rate, spec.size), (4, Rate::PerSecond(DEFAULT_RATE), 60..=60));
         assert_eq!(parse("soft:,wire=a").unwrap().rate, Rate::Silent);
         assert_eq!(parse("soft:,wire=loop").unwrap().wire, Wire::Loop);
     }
