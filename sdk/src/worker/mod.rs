@@ -223,6 +223,8 @@ fn run<T: Task>(
 
 fn prepare<T: Task>(config: &WorkerConfig, task: &mut T, shared: &Shared) -> Result<Option<Parker>, WorkerError> {
     cpu::pin_current_thread(config.core)?;
+    // Finding its frequency takes a moment the first time, and may end in a warning: before the first turn, not in it.
+    Clock::get();
     if let Some(priority) = config.fifo {
         cpu::set_fifo(priority)?;
     }
