@@ -337,9 +337,7 @@ impl Drop for IgbRx {
             }
         }
         // What is not left to the device goes home before the port may start again.
-        while let Some(frame) = self.posted.pop() {
-            drop(frame);
-        }
+        self.posted = Posted::new(1);
         self.chain = Chain::default();
         self.ring = None;
         self.nic.died();
