@@ -46,7 +46,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 return Err(format!("only {} full bursts came in two minutes", full.len()).into());
             }
         }
-        figures.push(Spread::of(&full).median());
+        figures.push(Spread::of(&full).median);
     }
     println!("receive, forward and transmit, bursts of {BURST}, cycles a frame (median burst, {ROUNDS} rounds)");
     println!("  soft: to soft:   {}", Spread::of(&figures));

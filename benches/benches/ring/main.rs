@@ -11,6 +11,9 @@
 mod dpdk;
 mod ours;
 
+use spinwake::cpu::Topology;
+use spinwake_bench::compare::Spread;
+
 use ours::{Figure, Kind};
 
 /// Rounds, unless the command line says otherwise.
@@ -37,7 +40,7 @@ const ROWS: [Row; 8] = [
 
 fn main() {
     let rounds = std::env::args().filter_map(|arg| arg.parse().ok()).next().unwrap_or(ROUNDS).max(1);
-    let cores: Vec<usize> = core_affinity::get_core_ids().unwrap_or_default().iter().map(|core| core.id).collect();
+    let cores: Vec<usize> = Topology::read().allowed().map_or_else(Vec::new, |cores| cores.iter().collect());
     let &[first, second, ..] = &cores[..] else {
         println!("this process may use {} core(s); the benchmark needs two", cores.len());
         return;
@@ -81,22 +84,6 @@ fn main() {
 impl Row {
     fn label(&self) -> String {
         format!("{} {:2} B {:4} slots", self.name, self.element_bytes, self.capacity)
-    }
-}
-
-/// Least, median and greatest.
-struct Spread {
-    min: f64,
-    median: f64,
-    max: f64,
-}
-
-impl Spread {
-    /// Of at least one value.
-    fn of(values: impl Iterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.collect();
-        values.sort_by(f64::total_cmp);
-        Self { min: values[0], median: values[values.len() / 2], max: values[values.len() - 1] }
     }
 }
 

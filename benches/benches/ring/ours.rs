@@ -1,13 +1,14 @@
 //! Our side of the comparison.
-#![expect(unsafe_code, reason = "the TSC, and refilling a burst without a copy, as DPDK's test does")]
+#![expect(unsafe_code, reason = "refilling a burst without a copy, as DPDK's test does")]
 
 use std::hint;
 use std::sync::Barrier;
 use std::thread;
 
 use arrayvec::ArrayVec;
-use core_affinity::CoreId;
+use spinwake::cpu::pin_current_thread;
 use spinwake::ring::{mpmc, spsc};
+use spinwake_bench::cycles;
 
 /// Elements moved in one call, at most.
 const BURST: usize = 32;
@@ -103,43 +104,46 @@ fn time<T: Copy + Default>(ends: (impl Push<T>, impl Pop<T>), from: usize, to: u
 fn push_all<T: Copy + Default>(producer: &mut impl Push<T>) -> f64 {
     let mut burst = Burst::from([T::default(); BURST]);
     let mut left = ELEMENTS;
-    let start = tsc();
-    while left > 0 {
-        refill(&mut burst, left);
-        let moved = producer.push(&mut burst);
-        if moved == 0 {
-            hint::spin_loop();
+    let spent = cycles(|| {
+        while left > 0 {
+            refill(&mut burst, left);
+            let moved = producer.push(&mut burst);
+            if moved == 0 {
+                hint::spin_loop();
+            }
+            left -= moved;
         }
-        left -= moved;
-    }
-    (tsc() - start) as f64 / ELEMENTS as f64
+    });
+    spent as f64 / ELEMENTS as f64
 }
 
 /// Cycles per element of popping `ELEMENTS`.
 fn pop_all<T>(consumer: &mut impl Pop<T>) -> f64 {
     let mut burst = Burst::new();
     let mut left = ELEMENTS;
-    let start = tsc();
-    while left > 0 {
-        burst.clear();
-        let moved = consumer.pop(&mut burst);
-        if moved == 0 {
-            hint::spin_loop();
+    let spent = cycles(|| {
+        while left > 0 {
+            burst.clear();
+            let moved = consumer.pop(&mut burst);
+            if moved == 0 {
+                hint::spin_loop();
+            }
+            left -= moved;
         }
-        left -= moved;
-    }
-    (tsc() - start) as f64 / ELEMENTS as f64
+    });
+    spent as f64 / ELEMENTS as f64
 }
 
 /// Cycles per element of pushing and popping in turn.
 fn through_one_core<T: Copy + Default>(producer: &mut impl Push<T>, consumer: &mut impl Pop<T>) -> f64 {
     let mut burst = Burst::from([T::default(); BURST]);
-    let start = tsc();
-    for _ in 0..ELEMENTS / BURST {
-        producer.push(&mut burst);
-        consumer.pop(&mut burst);
-    }
-    (tsc() - start) as f64 / ELEMENTS as f64
+    let spent = cycles(|| {
+        for _ in 0..ELEMENTS / BURST {
+            producer.push(&mut burst);
+            consumer.pop(&mut burst);
+        }
+    });
+    spent as f64 / ELEMENTS as f64
 }
 
 /// Makes the burst full again, or as long as `left`, with whatever was in it.
@@ -150,10 +154,5 @@ fn refill<T: Copy>(burst: &mut Burst<T>, left: usize) {
 }
 
 fn pin(core: usize) {
-    assert!(core_affinity::set_for_current(CoreId { id: core }), "this thread cannot be pinned to core {core}");
-}
-
-fn tsc() -> u64 {
-    // SAFETY: every x86-64 processor has it.
-    unsafe { std::arch::x86_64::_rdtsc() }
+    pin_current_thread(core).expect("a core that this process may use");
 }
