@@ -12,6 +12,8 @@
 pub mod sys;
 
 pub mod clock;
+pub mod telemetry;
+
 pub mod cpu;
 
 pub mod mem;
@@ -29,10 +31,10 @@ pub mod dma;
 
 pub mod frame;
 
+pub mod wait;
+
 pub mod ring;
 
 pub mod port;
-
-pub mod wait;
 
 pub mod worker;

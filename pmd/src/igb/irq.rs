@@ -185,6 +185,14 @@ impl QueueIrq {
         &self.line.vector
     }
 
+    pub(super) fn kind(&self) -> IrqKind {
+        match self.line.mode {
+            Mode::Extended(_) => IrqKind::Msix,
+            Mode::Legacy { intx: false } => IrqKind::Msi,
+            Mode::Legacy { intx: true } => IrqKind::Intx,
+        }
+    }
+
     /// Makes the next frame fire the vector.
     pub(super) fn arm(&mut self, nic: &Nic) {
         if self.armed {

@@ -19,6 +19,7 @@ use spinwake::dma::{DescRing, Descriptor};
 use spinwake::frame::{Burst, DATA_ROOM, Frame, Pool, Posted};
 use spinwake::irq::Vector;
 use spinwake::port::{Offloads, PortError, RxCounters, RxQueue};
+use spinwake::wait::{Source, Wake};
 
 use super::desc::rx as desc;
 use super::irq::QueueIrq;
@@ -300,6 +301,20 @@ impl RxQueue for IgbRx {
         tally.frames
     }
 
+    fn vector(&self) -> Option<&Arc<Vector>> {
+        self.irq.as_ref().map(QueueIrq::vector)
+    }
+
+    fn counters(&self) -> &Arc<RxCounters> {
+        &self.counters
+    }
+}
+
+impl Source for IgbRx {
+    fn label(&self) -> String {
+        format!("{} rx {}", self.nic.name(), self.queue)
+    }
+
     fn pending(&self) -> bool {
         let Some(ring) = &self.ring else { return false };
         let head = self.posted.head();
@@ -318,12 +333,11 @@ impl RxQueue for IgbRx {
         }
     }
 
-    fn vector(&self) -> Option<&Arc<Vector>> {
-        self.irq.as_ref().map(QueueIrq::vector)
-    }
-
-    fn counters(&self) -> &Arc<RxCounters> {
-        &self.counters
+    fn wake(&self) -> Wake {
+        match &self.irq {
+            Some(irq) => Wake::Vector(irq.vector().clone(), irq.kind()),
+            None => Wake::Never("the device has no interrupts".into()),
+        }
     }
 }
 

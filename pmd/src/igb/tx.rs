@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use spinwake::dma::DescRing;
 use spinwake::frame::{Burst, Frame, InFlight, L4Checksum, Pool};
 use spinwake::port::{Offloads, PortError, TxCounters, TxQueue};
+use spinwake::wait::{Source, Wake};
 
 use super::desc::tx as desc;
 use super::nic::Nic;
@@ -340,6 +341,20 @@ impl TxQueue for IgbTx {
 
     fn counters(&self) -> &Arc<TxCounters> {
         &self.counters
+    }
+}
+
+impl Source for IgbTx {
+    fn label(&self) -> String {
+        format!("{} tx {}", self.nic.name(), self.queue)
+    }
+
+    fn pending(&self) -> bool {
+        self.frames.len() > 0
+    }
+
+    fn wake(&self) -> Wake {
+        Wake::Never("transmit completions do not interrupt yet".into())
     }
 }
 

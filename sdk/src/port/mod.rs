@@ -20,13 +20,14 @@ use std::sync::Arc;
 pub use config::{Capabilities, ConfigError, Offloads, PortConfig};
 pub use mac::{MacAddr, MacError};
 pub use spec::{PortSpec, SpecError};
-pub use stats::{Counter, GeneratorReport, PortStats, QueueStats, RxCounters, TxCounters};
+pub use stats::{GeneratorReport, PortStats, QueueStats, RxCounters, TxCounters};
 
 use crate::device::DeviceError;
 use crate::dma::DmaError;
 use crate::frame::{Burst, Pool};
 use crate::irq::{IrqKind, Vector};
 use crate::mmio::NotReached;
+use crate::wait::Source;
 
 /// State of a port's link.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -182,26 +183,15 @@ pub trait Port: Send + fmt::Debug {
     }
 }
 
-/// One receive queue, owned by one worker.
+/// One receive queue, owned by one worker. As a [`Source`] it is pending while the next burst would find a frame.
 ///
 /// Dropping it stops it in the device and sends its buffers home.
-pub trait RxQueue: Send + fmt::Debug {
+pub trait RxQueue: Source + fmt::Debug {
     /// Moves received frames into `burst` until it is full or the device has no more, and refills the ring from `pool`.
     /// Returns how many it added. Never blocks, never allocates, one doorbell at most.
     fn rx_burst(&mut self, pool: &mut Pool, burst: &mut Burst) -> usize;
 
-    /// Whether the next [`rx_burst`](Self::rx_burst) would find a frame. One memory read where the device writes its
-    /// state to memory.
-    fn pending(&self) -> bool;
-
-    /// Asks for an interrupt when the next frame comes. Look at [`pending`](Self::pending) again before blocking: a frame
-    /// may have come in between, and fires nothing.
-    fn arm(&mut self);
-
-    /// Asks for no interrupts, and clears what has fired.
-    fn disarm(&mut self);
-
-    /// The vector that [`arm`](Self::arm) makes fire; `None` when the queue can only be polled. Several queues share one
+    /// The vector that [`arm`](Source::arm) makes fire; `None` when the queue can only be polled. Several queues share one
     /// where the device has no more.
     fn vector(&self) -> Option<&Arc<Vector>>;
 
@@ -209,10 +199,10 @@ pub trait RxQueue: Send + fmt::Debug {
     fn counters(&self) -> &Arc<RxCounters>;
 }
 
-/// One transmit queue, owned by one worker.
+/// One transmit queue, owned by one worker. As a [`Source`] it is pending while a frame that was sent can be given back.
 ///
 /// Dropping it stops it in the device and sends its buffers home.
-pub trait TxQueue: Send + fmt::Debug {
+pub trait TxQueue: Source + fmt::Debug {
     /// Moves frames from the front of `burst` into the ring, as many as fit; the rest stays in `burst`. Gives completed
     /// ones back to `pool` as it needs room. Returns how many it took. Never blocks, never allocates, one doorbell at most.
     fn tx_burst(&mut self, pool: &mut Pool, burst: &mut Burst) -> usize;

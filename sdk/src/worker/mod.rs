@@ -12,8 +12,12 @@ use std::thread::JoinHandle;
 use crate::clock::Clock;
 use crate::cpu::{self, FifoError, PinError};
 use crate::irq::Vector;
-use crate::port::{Counter, RxQueue};
-use crate::wait::{CannotWake, ParkCounters, Parker, WaitPolicy};
+use crate::telemetry::Counter;
+use crate::wait::Source;
+
+mod park;
+
+pub use park::{CannotWake, ParkCounters, Parker, WaitPolicy};
 
 /// What a worker runs.
 pub trait Task: Send {
@@ -24,8 +28,8 @@ pub trait Task: Send {
     /// Must not block.
     fn turn(&mut self) -> usize;
 
-    /// Calls `each` with every receive queue that it serves, always in the same order: what the worker sleeps on.
-    fn rx_queues(&mut self, each: &mut dyn FnMut(&mut dyn RxQueue));
+    /// Calls `each` with every source that it serves, always in the same order: what the worker sleeps on.
+    fn sources(&mut self, each: &mut dyn FnMut(&mut dyn Source));
 
     /// Called once on the worker's own thread after the last turn.
     fn on_stop(&mut self) {}
@@ -234,7 +238,7 @@ fn prepare<T: Task>(config: &WorkerConfig, task: &mut T, shared: &Shared) -> Res
     match config.wait {
         WaitPolicy::Poll => Ok(None),
         WaitPolicy::Interrupt => {
-            let parker = Parker::new(&mut |each| task.rx_queues(each), shared.control.clone(), shared.parks.clone());
+            let parker = Parker::new(&mut |each| task.sources(each), shared.control.clone(), shared.parks.clone());
             parker.map(Some).map_err(|source| WorkerError::CannotWake { name: config.name.clone(), source })
         }
     }
@@ -276,7 +280,7 @@ fn turns<T: Task>(task: &mut T, shared: &Shared, mut parker: Option<&mut Parker>
         if moved == 0
             && let Some(parker) = &mut parker
         {
-            parker.park(&mut |each| task.rx_queues(each));
+            parker.park(&mut |each| task.sources(each));
             look(false);
         }
     }
@@ -289,35 +293,33 @@ mod tests {
 
     use super::*;
     use crate::cpu::{CoreChoice, CpuSet, Topology, choose};
-    use crate::frame::{Burst, Pool};
-    use crate::port::RxCounters;
+    use crate::irq::IrqKind;
+    use crate::wait::Wake;
 
-    /// A queue whose frames are a number that the test raises.
+    /// A source whose work is a number that the test raises.
     #[derive(Debug)]
     struct Numbers {
         waiting: Arc<AtomicUsize>,
         vector: Option<Arc<Vector>>,
-        counters: Arc<RxCounters>,
     }
 
-    impl RxQueue for Numbers {
-        fn rx_burst(&mut self, _: &mut Pool, _: &mut Burst) -> usize {
-            self.waiting.swap(0, Ordering::AcqRel)
+    impl Source for Numbers {
+        fn label(&self) -> String {
+            "numbers".into()
         }
         fn pending(&self) -> bool {
             self.waiting.load(Ordering::Acquire) > 0
         }
-        fn arm(&mut self) {}
+        fn wake(&self) -> Wake {
+            match &self.vector {
+                Some(vector) => Wake::Vector(vector.clone(), IrqKind::Msix),
+                None => Wake::Never("the test gave it none".into()),
+            }
+        }
         fn disarm(&mut self) {
             if let Some(vector) = &self.vector {
                 vector.take();
             }
-        }
-        fn vector(&self) -> Option<&Arc<Vector>> {
-            self.vector.as_ref()
-        }
-        fn counters(&self) -> &Arc<RxCounters> {
-            &self.counters
         }
     }
 
@@ -335,7 +337,7 @@ mod tests {
             self.taken.fetch_add(taken, Ordering::AcqRel);
             taken
         }
-        fn rx_queues(&mut self, each: &mut dyn FnMut(&mut dyn RxQueue)) {
+        fn sources(&mut self, each: &mut dyn FnMut(&mut dyn Source)) {
             each(&mut self.queue);
         }
     }
@@ -357,7 +359,7 @@ mod tests {
 
         fn taker(&self, vector: bool) -> Taker {
             let vector = vector.then(|| self.vector.clone());
-            let queue = Numbers { waiting: self.waiting.clone(), vector, counters: Arc::default() };
+            let queue = Numbers { waiting: self.waiting.clone(), vector };
             Taker { queue, taken: self.taken.clone(), panics: false }
         }
 

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use spinwake::frame::{Burst, Frame, Pool};
-use spinwake::port::{Counter, MacAddr, Queues, RxQueue, TxQueue};
+use spinwake::port::{MacAddr, Queues, RxQueue, TxQueue};
+use spinwake::telemetry::Counter;
+use spinwake::wait::Source;
 use spinwake::worker::Task;
 use spinwake_apps::perf::{PerfCounters, PerfReport};
 use spinwake_apps::report::PoolReport;
@@ -159,7 +161,7 @@ impl Task for Forwarder {
         moved
     }
 
-    fn rx_queues(&mut self, each: &mut dyn FnMut(&mut dyn RxQueue)) {
+    fn sources(&mut self, each: &mut dyn FnMut(&mut dyn Source)) {
         self.lanes.iter_mut().for_each(|lane| each(&mut *lane.rx));
     }
 

@@ -16,9 +16,9 @@ use std::time::{Duration, Instant};
 use clap::Parser;
 use spinwake::cpu::{self, Chosen, CoreChoice, CpuSet, Topology};
 use spinwake::frame::{Pool, PoolConfig};
-use spinwake::port::{Counter, Link, Port};
-use spinwake::wait::WaitPolicy;
-use spinwake::worker::{Worker, WorkerConfig};
+use spinwake::port::{Link, Port};
+use spinwake::telemetry::Counter;
+use spinwake::worker::{WaitPolicy, Worker, WorkerConfig};
 use spinwake_apps::console::{self, EndRequest};
 
 use forward::{Forwarder, Rewrite};

@@ -6,9 +6,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use spinwake::cpu::Chosen;
-use spinwake::port::{Counter, Port, PortStats};
-use spinwake::wait::{ParkCounters, WaitPolicy};
-use spinwake::worker::{Task, Worker, WorkerCounters};
+use spinwake::port::{Port, PortStats};
+use spinwake::telemetry::Counter;
+use spinwake::worker::{ParkCounters, Task, WaitPolicy, Worker, WorkerCounters};
 use spinwake_apps::console::EndRequest;
 use spinwake_apps::perf::PerfReport;
 use spinwake_apps::report::{BitRate, FrameRate, LatencyUs, PoolReport, PortReport, QueueReport, Report, WorkerReport};

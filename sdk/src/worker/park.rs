@@ -13,7 +13,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::irq::{Vector, VectorSet};
-use crate::port::{Counter, RxQueue};
+use crate::telemetry::Counter;
+use crate::wait::{Source, Wake};
 
 /// When a worker that finds no work goes to sleep.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,7 +77,7 @@ pub struct ParkCounters {
 }
 
 /// Calls a function with each receive queue of a worker.
-pub type EachQueue<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&mut dyn RxQueue));
+pub(super) type EachQueue<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&mut dyn Source));
 
 /// Parks one worker.
 #[derive(Debug)]
@@ -103,9 +104,9 @@ impl Parker {
         let mut without = None;
         let mut index = 0;
         each(&mut |queue| {
-            match queue.vector() {
-                Some(vector) => vectors.push(vector.clone()),
-                None => without = without.or(Some(index)),
+            match queue.wake() {
+                Wake::Vector(vector, _) => vectors.push(vector),
+                _ => without = without.or(Some(index)),
             }
             index += 1;
         });
@@ -151,8 +152,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::frame::{Burst, Pool};
-    use crate::port::RxCounters;
+    use crate::irq::IrqKind;
 
     /// A queue that gets a frame just as a park's time runs out: the first look finds nothing, the second finds it.
     #[derive(Debug)]
@@ -161,12 +161,11 @@ mod tests {
         /// Whether its interrupt comes once the frame has been seen, or never.
         interrupts: bool,
         vector: Arc<Vector>,
-        counters: Arc<RxCounters>,
     }
 
-    impl RxQueue for Late {
-        fn rx_burst(&mut self, _: &mut Pool, _: &mut Burst) -> usize {
-            0
+    impl Source for Late {
+        fn label(&self) -> String {
+            "late".into()
         }
         fn pending(&self) -> bool {
             self.looks.set(self.looks.get() + 1);
@@ -175,22 +174,18 @@ mod tests {
             }
             self.looks.get() >= 2
         }
-        fn arm(&mut self) {}
         fn disarm(&mut self) {
             self.vector.take();
         }
-        fn vector(&self) -> Option<&Arc<Vector>> {
-            Some(&self.vector)
-        }
-        fn counters(&self) -> &Arc<RxCounters> {
-            &self.counters
+        fn wake(&self) -> Wake {
+            Wake::Vector(self.vector.clone(), IrqKind::Msix)
         }
     }
 
     /// Wakes and rescues after one park.
     fn park(interrupts: bool) -> (u64, u64) {
         let vector = Arc::new(Vector::new().expect("an eventfd"));
-        let mut queue = Late { looks: Cell::new(0), interrupts, vector, counters: Arc::default() };
+        let mut queue = Late { looks: Cell::new(0), interrupts, vector };
         let counters: Arc<ParkCounters> = Arc::default();
         let control = Arc::new(Vector::new().expect("an eventfd"));
         let mut parker =
