@@ -67,15 +67,19 @@ impl PollSet {
 }
 
 fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<usize> {
+    match ppoll(fds, timeout) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
+        done => done,
+    }
+}
+
+/// `ppoll` without a signal mask. A signal is an error of the kind `Interrupted`.
+pub(super) fn ppoll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<usize> {
     let timeout = libc::timespec {
         tv_sec: timeout.as_secs().try_into().unwrap_or(libc::time_t::MAX),
         tv_nsec: timeout.subsec_nanos().into(),
     };
     // SAFETY: `fds` and `timeout` live through the call and the length is theirs; no signal mask is given.
     let n = unsafe { libc::ppoll(fds.as_mut_ptr(), fds.len() as libc::nfds_t, &raw const timeout, std::ptr::null()) };
-    if n >= 0 {
-        return Ok(n as usize);
-    }
-    let error = io::Error::last_os_error();
-    if error.kind() == io::ErrorKind::Interrupted { Ok(0) } else { Err(error) }
+    usize::try_from(n).map_err(|_| io::Error::last_os_error())
 }
