@@ -4,6 +4,7 @@
 //! into [`std::io::Error`], and hands out types that give back what they took when they are dropped. What a call is
 //! *for* is decided in the modules above.
 
+pub mod barrier;
 pub mod epoll;
 pub mod event;
 pub mod mem;
