@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::{DmaError, DmaRegion, Domain, Iova};
 use crate::mem::{MemRequest, PageSize};
+use crate::sys::relax::Watch;
 
 /// A descriptor: two 64-bit words that a device reads and writes too.
 #[derive(Debug)]
@@ -112,6 +113,12 @@ impl DescRing {
     #[inline(always)]
     pub fn store(&self, index: usize, word: usize, value: u64) {
         self.word(index, word).store(value, Ordering::Relaxed);
+    }
+
+    /// The cache line of descriptor `index`, to wait for the device's next write to it. Its neighbours share the line.
+    #[inline(always)]
+    pub fn watch(&self, index: usize) -> Watch<'_> {
+        Watch::on(self.word(index, 0))
     }
 
     /// Gives the memory up for good: for a device that would not stop.

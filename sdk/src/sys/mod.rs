@@ -8,5 +8,6 @@ pub mod barrier;
 pub mod epoll;
 pub mod event;
 pub mod mem;
+pub mod relax;
 pub mod sched;
 pub mod vfio;
