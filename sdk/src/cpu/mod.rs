@@ -13,13 +13,17 @@ mod choose;
 mod cpuset;
 #[cfg(test)]
 mod fake;
+mod latency;
 mod pin;
 mod realtime;
 mod set;
 mod topology;
+mod util;
 
 pub use choose::{Chosen, CoreChoice, CoreError, ParseCoreChoiceError, choose};
+pub use latency::{LatencyError, LatencyHold};
 pub use pin::{PinError, pin_current_thread};
 pub use realtime::{FifoError, LockMemoryError, TimerSlackError, lock_memory, set_fifo, set_timer_slack_ns};
 pub use set::{CpuSet, ParseCpuSetError};
 pub use topology::{Core, Topology};
+pub use util::{UtilError, UtilHold};

@@ -99,6 +99,75 @@ pub fn timer_slack_ns() -> io::Result<u64> {
     u64::try_from(slack).map_err(|_| io::Error::last_os_error())
 }
 
+/// What the calling thread has told the scheduler of its utilisation, in 1024ths of the fastest core's capacity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UtilClamp {
+    /// It counts as using at least this much.
+    pub min: u32,
+    /// It counts as using at most this much. Zero where the kernel has no such clamps.
+    pub max: u32,
+}
+
+/// The calling thread's utilisation clamps.
+///
+/// # Errors
+///
+/// When the kernel is older than 3.14, or a seccomp filter forbids `sched_getattr`.
+pub fn util_clamp() -> io::Result<UtilClamp> {
+    let mut attr = SchedAttr::default();
+    // SAFETY: the kernel writes at most `size` bytes through the pointer, which is `attr`'s own; 0 is the calling thread.
+    let rc = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attr, attr.size, 0) };
+    check(rc as libc::c_int)?;
+    Ok(UtilClamp { min: attr.util_min, max: attr.util_max })
+}
+
+/// Makes the calling thread count as using at least `min` 1024ths of the fastest core; changes nothing else of it.
+///
+/// # Errors
+///
+/// EOPNOTSUPP on a kernel without CONFIG_UCLAMP_TASK, E2BIG or EINVAL before 5.3; EINVAL also above the thread's
+/// upper clamp. EPERM where a seccomp filter forbids it.
+pub fn set_util_min(min: u32) -> io::Result<()> {
+    let flags = libc::SCHED_FLAG_KEEP_ALL | libc::SCHED_FLAG_UTIL_CLAMP_MIN;
+    let attr = SchedAttr { flags: flags as u64, util_min: min, ..SchedAttr::default() };
+    // SAFETY: the kernel reads `size` bytes through the pointer, which is `attr`'s own; 0 is the calling thread.
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attr, 0) } as libc::c_int)
+}
+
+/// The kernel's `struct sched_attr` (include/uapi/linux/sched/types.h), as of SCHED_ATTR_SIZE_VER1.
+#[repr(C)]
+struct SchedAttr {
+    size: u32,
+    policy: u32,
+    flags: u64,
+    nice: i32,
+    priority: u32,
+    runtime: u64,
+    deadline: u64,
+    period: u64,
+    util_min: u32,
+    util_max: u32,
+}
+
+const _: () = assert!(size_of::<SchedAttr>() == 56);
+
+impl Default for SchedAttr {
+    fn default() -> Self {
+        Self {
+            size: size_of::<Self>() as u32,
+            policy: 0,
+            flags: 0,
+            nice: 0,
+            priority: 0,
+            runtime: 0,
+            deadline: 0,
+            period: 0,
+            util_min: 0,
+            util_max: 0,
+        }
+    }
+}
+
 /// Whether the calling thread may execute `rdtsc` without being killed for it (`PR_GET_TSC`; x86 only).
 #[cfg(target_arch = "x86_64")]
 pub fn tsc_permitted() -> bool {
@@ -148,6 +217,33 @@ pub fn thread_cpu_time() -> Duration {
     Duration::from_nanos(clock_ns(libc::CLOCK_THREAD_CPUTIME_ID))
 }
 
+/// CPU time all threads of this process have used, those that ended included (`CLOCK_PROCESS_CPUTIME_ID`).
+pub fn process_cpu_time() -> Duration {
+    Duration::from_nanos(clock_ns(libc::CLOCK_PROCESS_CPUTIME_ID))
+}
+
+/// CPU time that thread `tid` of this process has used, read from any of its threads without disturbing that one.
+///
+/// # Errors
+///
+/// ESRCH when this process has no such thread, or no longer.
+pub fn thread_cpu_time_of(tid: i32) -> io::Result<Duration> {
+    // A clock's id has room for 29 bits of thread id; the kernel's ids end at 2^22 (PID_MAX_LIMIT).
+    if !(1..1 << 28).contains(&tid) {
+        return Err(io::Error::from_raw_os_error(libc::ESRCH));
+    }
+    // include/linux/posix-timers.h, make_thread_cpuclock: CPUCLOCK_PERTHREAD_MASK (4) and CPUCLOCK_SCHED (2).
+    let id = !tid << 3 | 4 | 2;
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the kernel writes one `timespec` through the pointer, which is `time`'s own.
+    check(unsafe { libc::clock_gettime(id, &raw mut time) }).map_err(|error| match error.raw_os_error() {
+        // The kernel says EINVAL for the clock of a thread that is not there (pid_for_clock, posix-cpu-timers.c).
+        Some(libc::EINVAL) => io::Error::from_raw_os_error(libc::ESRCH),
+        _ => error,
+    })?;
+    Ok(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+}
+
 /// Nanoseconds of `CLOCK_MONOTONIC`: since some fixed moment, at the rate that time servers correct.
 #[inline]
 pub fn monotonic_ns() -> u64 {
@@ -193,6 +289,46 @@ mod tests {
             std::hint::spin_loop();
         }
         assert!(std::thread::spawn(thread_cpu_time).join().unwrap() < thread_cpu_time());
+    }
+
+    #[test]
+    fn another_threads_cpu_time_is_told_until_it_ends() {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            while thread_cpu_time() < Duration::from_millis(20) {
+                std::hint::spin_loop();
+            }
+            tell.send((thread_id(), thread_cpu_time())).unwrap();
+            let _ = ended.recv();
+        });
+        let (tid, used) = told.recv().unwrap();
+        assert_ne!(tid, thread_id());
+        let seen = thread_cpu_time_of(tid).unwrap();
+        assert!(seen >= used && seen < used + Duration::from_secs(10), "{seen:?}, {used:?} by its own account");
+        assert!(process_cpu_time() >= seen);
+        let own = thread_cpu_time();
+        assert!(thread_cpu_time_of(thread_id()).unwrap() >= own);
+        drop(end);
+        thread.join().unwrap();
+        // The kernel forgets a thread a moment after it can be joined.
+        let deadline = monotonic_ns() + 20_000_000_000;
+        let gone = loop {
+            match thread_cpu_time_of(tid) {
+                Err(error) => break error,
+                Ok(_) => assert!(monotonic_ns() < deadline, "thread {tid} has ended and still has a clock"),
+            }
+        };
+        assert_eq!(gone.raw_os_error(), Some(libc::ESRCH));
+    }
+
+    #[test]
+    fn threads_of_others_have_no_clock_here() {
+        for tid in [1, 0, -1, i32::MIN, i32::MAX, 1 << 28] {
+            if tid != process_id() {
+                assert_eq!(thread_cpu_time_of(tid).unwrap_err().raw_os_error(), Some(libc::ESRCH), "{tid}");
+            }
+        }
     }
 
     #[test]
