@@ -12,7 +12,7 @@
 //!
 //! # Why it is sound
 //!
-//! `light` leaves its fence out only after it saw [`LIGHT_IS_FREE`]. Of two sides L (`store x; light; load y`) and
+//! `light` leaves its fence out only after it saw the flag `LIGHT_IS_FREE`. Of two sides L (`store x; light; load y`) and
 //! H (`store y; heavy; load x`):
 //!
 //! - L did a full fence, because it saw the flag unset: `heavy` begins with a full fence whatever else happens, so the two

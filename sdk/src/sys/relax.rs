@@ -67,6 +67,7 @@ impl fmt::Display for RelaxKind {
 /// The byte at `at` can be read throughout `'a`.
 #[derive(Debug, Clone, Copy)]
 pub struct Watch<'a> {
+    #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no instruction to give it to"))]
     at: NonNull<u8>,
     live: PhantomData<&'a ()>,
 }
