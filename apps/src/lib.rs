@@ -1,5 +1,6 @@
 //! What Spinwake's programs share: how they talk to their operator.
 
 pub mod console;
+pub mod metrics;
 pub mod perf;
 pub mod report;
