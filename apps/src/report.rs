@@ -4,6 +4,7 @@ use std::fmt;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
+use spinwake::telemetry::Snapshot;
 
 use crate::perf::PerfReport;
 
@@ -87,6 +88,46 @@ impl fmt::Display for LatencyUs {
     }
 }
 
+/// Percentiles of what a worker measured, in microseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct PercentilesUs {
+    /// Values measured.
+    pub samples: u64,
+    /// Half of them were no more than this.
+    pub p50: f64,
+    /// 90 of 100.
+    pub p90: f64,
+    /// 99 of 100.
+    pub p99: f64,
+    /// 999 of 1,000.
+    pub p999: f64,
+    /// The largest.
+    pub max: f64,
+}
+
+impl PercentilesUs {
+    /// The percentiles of a histogram in nanoseconds; `None` when it is empty.
+    pub fn of(ns: &Snapshot) -> Option<Self> {
+        let us = |ns: u64| ns as f64 / 1e3;
+        let at = |quantile| us(ns.quantile(quantile));
+        (ns.count() > 0).then(|| Self {
+            samples: ns.count(),
+            p50: at(0.5),
+            p90: at(0.9),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: us(ns.max()),
+        })
+    }
+}
+
+impl fmt::Display for PercentilesUs {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { p50, p90, p99, p999, max, .. } = self;
+        write!(f, "p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1} µs")
+    }
+}
+
 /// What a forwarder did, as JSON.
 #[derive(Debug, Serialize)]
 pub struct Report {
@@ -163,18 +204,31 @@ pub struct WorkerReport {
     pub frames: u64,
     /// Its share of time with work, 0 to 1.
     pub busy_share: f64,
+    /// Its share of time awake without work, 0 to 1: polling, relaxing, going to sleep and coming back.
+    pub poll_share: f64,
+    /// Its share of time asleep, 0 to 1.
+    pub sleep_share: f64,
+    /// Its thread's processor time as the kernel accounts for it, as a share of a core, 0 to 1; `None` where the kernel does
+    /// not say.
+    pub cpu_share: Option<f64>,
     /// Times that it slept.
     pub parks: u64,
     /// Sleeps that an interrupt ended without work.
     pub spurious: u64,
     /// Work that only the time limit of a sleep found: lost interrupts.
     pub rescues: u64,
+    /// Sleeps that turned out to have been the wrong choice.
+    pub regret: u64,
+    /// From the event that ended a sleep to the first work; `None` when nothing did.
+    pub wake_us: Option<PercentilesUs>,
     /// What the processor counted, if it was asked.
     pub perf: Option<PerfReport>,
 }
 
 #[cfg(test)]
 mod tests {
+    use spinwake::telemetry::LiveHistogram;
+
     use super::*;
 
     #[test]
@@ -192,5 +246,11 @@ mod tests {
         histogram.record(2_000).unwrap();
         let latency = LatencyUs::of(&histogram).unwrap();
         assert_eq!((latency.frames, latency.p50.round()), (1, 2.0));
+
+        let live = LiveHistogram::new();
+        assert!(PercentilesUs::of(&live.snapshot()).is_none());
+        live.record(2_000);
+        let percentiles = PercentilesUs::of(&live.snapshot()).unwrap();
+        assert_eq!((percentiles.samples, percentiles.p999, percentiles.max), (1, 2.0, 2.0));
     }
 }

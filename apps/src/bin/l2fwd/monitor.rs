@@ -214,6 +214,11 @@ impl Account {
                     .collect(),
             }
         };
+        let busy_share = end.busy_ticks as f64 / end.total_ticks.max(1) as f64;
+        let (poll_share, sleep_share) = match worker.wait {
+            WaitPolicy::Poll => (1.0 - busy_share, 0.0),
+            WaitPolicy::Interrupt => (0.0, 1.0 - busy_share),
+        };
         Report {
             seconds: end.at.as_secs_f64(),
             ports: vec![port(0), port(1)],
@@ -222,10 +227,15 @@ impl Account {
                 isolated: worker.core.isolated == Some(true),
                 wait: worker.wait.to_string(),
                 frames: end.frames,
-                busy_share: end.busy_ticks as f64 / end.total_ticks.max(1) as f64,
+                busy_share,
+                poll_share,
+                sleep_share,
+                cpu_share: None,
                 parks: worker.sleeps.parks,
                 spurious: worker.sleeps.spurious,
                 rescues: worker.sleeps.rescues,
+                regret: 0,
+                wake_us: None,
                 perf: worker.perf.clone(),
             }],
             pool,
