@@ -129,6 +129,28 @@ fn a_scraper_reads_all_there_is() {
 }
 
 #[test]
+fn what_a_scraper_might_misread_does_not_pass_for_metrics() {
+    let head = "# HELP a x\n# TYPE a counter\n";
+    Exposition::parse(&format!("{head}a_total{{b=\"c\"}} 1\n# EOF\n"));
+    for bad in [
+        "a_total 1\n",
+        "a_total 1\n\n# EOF\n",
+        "a 1\n# EOF\n",
+        "a_total x\n# EOF\n",
+        "a_total 1\na_total 1\n# EOF\n",
+        "a_total{b=\"c\"d\"} 1\n# EOF\n",
+        "a_total{b=\"c\nd\"} 1\n# EOF\n",
+        "a_total{b=\"c\\d\"} 1\n# EOF\n",
+        "a_total{b=\"c\",b=\"d\"} 1\n# EOF\n",
+        "# TYPE h histogram\nh_count 1\nh_sum 1\nh_bucket{le=\"1.0\"} 1\n# EOF\n",
+        "# TYPE h histogram\nh_count 1\nh_sum 1\nh_bucket{le=\"1.0\"} 2\nh_bucket{le=\"+Inf\"} 1\n# EOF\n",
+    ] {
+        let text = format!("{head}{bad}");
+        assert!(std::panic::catch_unwind(|| Exposition::parse(&text)).is_err(), "{text}");
+    }
+}
+
+#[test]
 fn what_changes_is_seen_and_nothing_to_tell_is_well_formed_too() {
     let metrics = Metrics::new();
     let server = serve(ANY_PORT, &metrics);

@@ -13,7 +13,7 @@ use spinwake::telemetry::Snapshot;
 
 use super::WorkerSample;
 
-/// What the text is, by RFC 2046 (OpenMetrics 1.0.0, section "Overall Structure").
+/// What the text is (OpenMetrics 1.0.0, section "Overall Structure").
 pub(super) const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Upper bounds of histogram buckets: powers of two in nanoseconds, from 1.024 µs to 1.07 s. Each is where a bucket of a
