@@ -7,9 +7,13 @@ use std::time::Duration;
 
 use spinwake::port::MacAddr;
 
+use super::closed_loop::{After, ClosedLoop, LoopCounts};
 use super::fault::{Fault, FaultCounts};
 use super::nic::{Nic, Order, pending};
-use super::spec::Rate;
+use super::spec::{Gap, Rate};
+
+/// How long to wait at most until the fabric has done what it was told.
+const TURN_LIMIT: Duration = Duration::from_secs(5);
 
 /// Controls one soft NIC. Clones control the same one; after it was closed they do nothing.
 #[derive(Debug, Clone)]
@@ -48,6 +52,19 @@ impl Control {
         self.nic.notify(pending::ORDERS);
     }
 
+    /// Makes each coming [`Fault::Delay`], [`Fault::IrqLate`] or [`Fault::IrqDuplicate`] take a time drawn evenly from this
+    /// range.
+    ///
+    /// # Panics
+    ///
+    /// When `fault` is another one, or the range is empty.
+    pub fn set_delay(&self, fault: Fault, delay: RangeInclusive<Duration>) {
+        assert!(fault.is_late(), "{} makes nothing late", fault.key());
+        assert!(!delay.is_empty(), "{} needs a range of delays that is not empty, not {delay:?}", fault.key());
+        let ns = |time: &Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX / 2);
+        self.nic.faults.set_delay_ns(fault, ns(delay.start())..=ns(delay.end()));
+    }
+
     /// Pulls the cable, or puts it back.
     pub fn set_link(&self, up: bool) {
         self.nic.unlinked.store(!up, Ordering::Release);
@@ -58,7 +75,7 @@ impl Control {
     /// no DMA and no interrupt. When this returns the device stands still.
     pub fn stall(&self, on: bool) {
         self.nic.halted.store(on, Ordering::Release);
-        self.settle(Duration::from_secs(5));
+        self.settle(TURN_LIMIT);
     }
 
     /// Puts `n` frames of the generator on the wire to the port, whatever its rate.
@@ -71,9 +88,45 @@ impl Control {
         self.nic.order(Order::Frame(frame.to_vec()));
     }
 
-    /// Changes the generator's rate.
+    /// Changes the generator's rate; its gaps stay of their kind.
     pub fn set_rate(&self, rate: Rate) {
-        self.nic.order(Order::Rate(rate));
+        self.nic.order(Order::Traffic(rate, None));
+    }
+
+    /// Changes the generator's rate and how it spaces its frames. At [`Rate::Max`] there are no gaps to speak of.
+    ///
+    /// # Panics
+    ///
+    /// When `gap` is a burst of no frames.
+    pub fn set_traffic(&self, rate: Rate, gap: Gap) {
+        assert_ne!(gap, Gap::Burst(0), "a burst has one frame at least");
+        self.nic.order(Order::Traffic(rate, Some(gap)));
+    }
+
+    /// Starts a closed loop, in place of one that is under way. The generator does this beside what its rate says, so let
+    /// that be zero. When this returns, [`loop_counts`](Self::loop_counts) counts the new loop.
+    ///
+    /// # Panics
+    ///
+    /// When the range of gaps is empty.
+    pub fn start_loop(&self, plan: ClosedLoop) {
+        assert!(
+            !plan.gap_ns.is_empty(),
+            "a closed loop needs a range of gaps that is not empty, not {:?}",
+            plan.gap_ns
+        );
+        let ticket = self.nic.order(Order::Loop(plan));
+        self.nic.await_order(ticket, TURN_LIMIT);
+    }
+
+    /// Ends the closed loop; a frame that is out still comes back.
+    pub fn stop_loop(&self) {
+        self.start_loop(ClosedLoop { frames: 0, after: After::Return, gap_ns: 0..=0 });
+    }
+
+    /// How far the closed loop is. It is over when as many frames have returned or were given up as it was to send.
+    pub fn loop_counts(&self) -> LoopCounts {
+        *self.nic.account.looped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Lets a frame arrive exactly between a driver's empty poll and its arming, the next `n` times: each write that

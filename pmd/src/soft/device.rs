@@ -150,8 +150,9 @@ impl Device for SoftDevice {
     }
 
     fn irq_unmask(&self) -> Result<(), DeviceError> {
+        let due_ns = self.nic.irq.due_ns();
         let on = self.nic.irq.unmask(&self.nic.faults);
-        self.nic.keep_time();
+        self.nic.keep_time(due_ns);
         if on { Ok(()) } else { Err(self.missing("INTx turned on")) }
     }
 

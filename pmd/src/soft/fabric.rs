@@ -23,8 +23,9 @@ use super::wire::Shared;
 const AWAKE_NS: u64 = 200_000;
 /// How much before the due time a sleep ends: the timer's slack and the wake-up.
 const EARLY_NS: u64 = 120_000;
-/// After work, it stays awake this long: the next doorbell is often near.
-const LINGER_NS: u64 = 20_000;
+/// After work, it stays awake this long: the next doorbell is often near, also that of a driver which has to wake up first.
+/// A driver that sleeps would otherwise pay for waking the fabric, which no device makes it do.
+const LINGER_NS: u64 = 100_000;
 /// A sleep's bound: should a wake-up ever be lost, this finds the work.
 const LONGEST_SLEEP_NS: u64 = 1_000_000_000;
 
@@ -190,8 +191,8 @@ fn round(stations: &mut [Station], partners: &[Option<usize>], shared: &mut Shar
             Wire::Loop | Wire::Cable(_) => {
                 let to = partner.unwrap_or(i);
                 let Station { nic, ingress, tally, .. } = &mut stations[to];
-                for frame in frames.drain(..) {
-                    ingress.arrive(nic, shared, tally, frame, now);
+                for sent in frames.drain(..) {
+                    ingress.arrive(nic, shared, tally, sent.frame, now);
                 }
             }
         }

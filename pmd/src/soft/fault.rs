@@ -3,7 +3,9 @@
 //! A fault comes from the port spec (`fault=drop:1%+irq-lost:0.1%`) or from a test ([`super::Control::inject`]). Each one
 //! made is counted, so that a test can tell what the model did from what a driver did.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// Something that goes wrong.
@@ -91,13 +93,19 @@ impl Fault {
         matches!(self, Self::LinkFlap | Self::Stall)
     }
 
-    const fn default_time_ns(self) -> u64 {
-        match self {
+    /// The faults that make something late.
+    pub(super) const fn is_late(self) -> bool {
+        matches!(self, Self::Delay | Self::IrqLate | Self::IrqDuplicate)
+    }
+
+    const fn default_time_ns(self) -> RangeInclusive<u64> {
+        let time_ns = match self {
             Self::Delay => 200_000,
             Self::IrqLate | Self::IrqDuplicate => 100_000,
             Self::LinkFlap | Self::Stall => 1_000_000_000,
             _ => 0,
-        }
+        };
+        time_ns..=time_ns
     }
 }
 
@@ -108,8 +116,8 @@ const KINDS: usize = Fault::ALL.len();
 pub(super) struct FaultPlan {
     /// In parts per million of the chances that it has (frames, interrupts); for periodic ones, zero or not.
     share_ppm: [u32; KINDS],
-    /// How late, or how often, in nanoseconds.
-    time_ns: [u64; KINDS],
+    /// How late (anything in the range), or how often (its start), in nanoseconds.
+    time_ns: [RangeInclusive<u64>; KINDS],
 }
 
 impl Default for FaultPlan {
@@ -121,7 +129,7 @@ impl Default for FaultPlan {
 
 impl FaultPlan {
     /// What `fault=` takes, in words.
-    pub(super) const POSSIBLE: &'static str = "random, or KIND[:TIME][:SHARE%] joined by +, as in drop:1%+delay:200us:1%; the kinds are drop, delay, dup, \
+    pub(super) const POSSIBLE: &'static str = "random, or KIND[:TIME][:SHARE%] joined by +, as in drop:1%+delay:200us:1% or irq-late:10us-5ms; the kinds are drop, delay, dup, \
          reorder, irq-lost, irq-late, irq-dup, irq-spurious, lie-len, lie-zero, lie-chain, lie-error, lie-dd, lie-meta, \
          link-flap and stall (these two by their period, as in link-flap:1s)";
 
@@ -143,7 +151,9 @@ impl FaultPlan {
                     share_ppm = (percent * 10_000.0).round() as u32;
                 } else {
                     let least_ns = if fault.is_periodic() { 1_000_000 } else { 1 };
-                    plan.time_ns[fault as usize] = parse_time_ns(word).filter(|t| *t >= least_ns)?;
+                    let (low, high) = word.split_once('-').filter(|_| fault.is_late()).unwrap_or((word, word));
+                    let (low, high) = (parse_time_ns(low)?, parse_time_ns(high)?);
+                    plan.time_ns[fault as usize] = Some(low..=high).filter(|t| least_ns <= high && !t.is_empty())?;
                 }
             }
             plan.share_ppm[fault as usize] = share_ppm;
@@ -161,7 +171,7 @@ impl FaultPlan {
                 _ => 500,
             };
         }
-        self.time_ns[Fault::LinkFlap as usize] = 5_000_000_000;
+        self.time_ns[Fault::LinkFlap as usize] = 5_000_000_000..=5_000_000_000;
     }
 
     fn is_quiet(&self) -> bool {
@@ -205,7 +215,9 @@ impl FaultCounts {
 /// The faults of one NIC: planned, asked for, made.
 #[derive(Debug)]
 pub(super) struct Faults {
-    plan: FaultPlan,
+    share_ppm: [u32; KINDS],
+    /// As in the plan, or as a test set it since. Looked at only when a fault happens.
+    time_ns: Mutex<[RangeInclusive<u64>; KINDS]>,
     /// Whether anything was ever planned or asked for: what a fault-free NIC pays is one load.
     live: AtomicBool,
     asked: [AtomicU32; KINDS],
@@ -219,7 +231,8 @@ impl Faults {
     pub(super) fn new(plan: FaultPlan) -> Self {
         Self {
             live: AtomicBool::new(!plan.is_quiet()),
-            plan,
+            share_ppm: plan.share_ppm,
+            time_ns: Mutex::new(plan.time_ns),
             asked: std::array::from_fn(|_| AtomicU32::new(0)),
             made: std::array::from_fn(|_| AtomicU64::new(0)),
             copies_seen: AtomicU64::new(0),
@@ -241,7 +254,7 @@ impl Faults {
             return false;
         }
         self.asked(fault) || {
-            let share = self.plan.share_ppm[fault as usize];
+            let share = self.share_ppm[fault as usize];
             let hit = share > 0 && !fault.is_periodic() && rng.below(1_000_000) < u64::from(share);
             if hit {
                 self.count(fault);
@@ -273,14 +286,24 @@ impl Faults {
         self.made[fault as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// How late `fault` makes things, or how often it comes, in nanoseconds.
-    pub(super) fn time_ns(&self, fault: Fault) -> u64 {
-        self.plan.time_ns[fault as usize]
+    /// How late `fault` makes things this time, in nanoseconds.
+    pub(super) fn delay_ns(&self, fault: Fault, rng: &mut Rng) -> u64 {
+        let range = self.times_ns()[fault as usize].clone();
+        rng.within(&range)
+    }
+
+    /// Changes how late `fault` makes things.
+    pub(super) fn set_delay_ns(&self, fault: Fault, range: RangeInclusive<u64>) {
+        self.times_ns()[fault as usize] = range;
     }
 
     /// The period of a fault that comes by the clock, in nanoseconds; `None` when it is not planned.
     pub(super) fn period_ns(&self, fault: Fault) -> Option<u64> {
-        (self.plan.share_ppm[fault as usize] > 0).then_some(self.plan.time_ns[fault as usize])
+        (self.share_ppm[fault as usize] > 0).then(|| *self.times_ns()[fault as usize].start())
+    }
+
+    fn times_ns(&self) -> MutexGuard<'_, [RangeInclusive<u64>; KINDS]> {
+        self.time_ns.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn counts(&self) -> FaultCounts {
@@ -310,6 +333,11 @@ impl Rng {
     pub(super) fn below(&mut self, n: u64) -> u64 {
         ((u128::from(self.next()) * u128::from(n)) >> 64) as u64
     }
+
+    /// A number in `range`, which is not empty.
+    pub(super) fn within(&mut self, range: &RangeInclusive<u64>) -> u64 {
+        range.start() + self.below((range.end() - range.start()).saturating_add(1))
+    }
 }
 
 /// Spreads the bits of `x` over the whole word.
@@ -326,20 +354,46 @@ mod tests {
     #[test]
     fn a_plan_reads_kinds_times_and_shares() {
         let plan = FaultPlan::parse("drop:1%+delay:200us:0.5%+link-flap:2s+irq-lost").unwrap();
-        let of = |f: Fault| (plan.share_ppm[f as usize], plan.time_ns[f as usize]);
+        let of = |f: Fault| (plan.share_ppm[f as usize], plan.time_ns[f as usize].clone());
         assert_eq!(of(Fault::Drop).0, 10_000);
-        assert_eq!(of(Fault::Delay), (5_000, 200_000));
-        assert_eq!(of(Fault::LinkFlap), (1_000_000, 2_000_000_000));
+        assert_eq!(of(Fault::Delay), (5_000, 200_000..=200_000));
+        assert_eq!(of(Fault::LinkFlap), (1_000_000, 2_000_000_000..=2_000_000_000));
         assert_eq!(of(Fault::IrqLost).0, 10_000);
         assert_eq!(of(Fault::Reorder).0, 0);
         assert!(FaultPlan::parse("random").is_some());
     }
 
     #[test]
+    fn a_delay_may_be_a_range_and_a_test_may_change_it() {
+        let faults = Faults::new(FaultPlan::parse("irq-late:10us-5ms:2%").unwrap());
+        let mut rng = Rng::new(1);
+        let delays: Vec<u64> = (0..1000).map(|_| faults.delay_ns(Fault::IrqLate, &mut rng)).collect();
+        assert!(delays.iter().all(|d| (10_000..=5_000_000).contains(d)));
+        assert!(delays.iter().any(|d| *d < 500_000) && delays.iter().any(|d| *d > 4_500_000));
+        faults.set_delay_ns(Fault::IrqLate, 7..=7);
+        assert_eq!(faults.delay_ns(Fault::IrqLate, &mut rng), 7);
+        assert_eq!(faults.delay_ns(Fault::Delay, &mut rng), 200_000);
+    }
+
+    #[test]
     fn a_plan_that_means_nothing_is_refused() {
-        for text in
-            ["", "drop:", "drop:1", "drop:101%", "drop:-1%", "gone", "delay:1y", "drop+", "stall:1ns", "delay:NaNs"]
-        {
+        for text in [
+            "",
+            "drop:",
+            "drop:1",
+            "drop:101%",
+            "drop:-1%",
+            "gone",
+            "delay:1y",
+            "drop+",
+            "stall:1ns",
+            "delay:NaNs",
+            "irq-late:2us-1us",
+            "irq-late:1us-",
+            "irq-late:1us-2us-3us",
+            "link-flap:1s-2s",
+            "drop:1us-2us",
+        ] {
             assert_eq!(FaultPlan::parse(text), None, "{text}");
         }
     }

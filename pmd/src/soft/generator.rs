@@ -13,7 +13,7 @@ use spinwake::port::MacAddr;
 
 use super::fault::{Rng, mix};
 use super::packet::{self, ETHERNET, Headers, UDP};
-use super::spec::Rate;
+use super::schedule::Schedule;
 
 /// Which generator, and which of its frames.
 pub(super) type FrameId = (u16, u64);
@@ -24,8 +24,6 @@ const UDP_HEADER: usize = 8;
 const STAMP: usize = 18;
 const LOW_48: u64 = (1 << 48) - 1;
 const FLOWS: u64 = 256;
-/// A generator that fell behind by more frames than this lets the rest go: a burst that no real sender would make.
-const CATCH_UP: u64 = 64;
 
 /// One NIC's traffic source.
 #[derive(Debug)]
@@ -33,72 +31,28 @@ pub(super) struct Generator {
     id: u16,
     /// The port's own address: where the frames go.
     to: MacAddr,
-    rate: Rate,
+    /// When frames are due.
+    pub(super) schedule: Schedule,
     size: RangeInclusive<u16>,
     sequence: u64,
-    /// Frame `n` since `start_ns` is due at `start_ns + n / rate`.
-    start_ns: u64,
-    since_start: u64,
     rng: Rng,
 }
 
 impl Generator {
-    pub(super) fn new(id: u16, to: MacAddr, rate: Rate, size: RangeInclusive<u16>, seed: u64) -> Self {
-        Self { id, to, rate, size, sequence: 0, start_ns: 0, since_start: 0, rng: Rng::new(seed) }
+    pub(super) fn new(id: u16, to: MacAddr, schedule: Schedule, size: RangeInclusive<u16>, seed: u64) -> Self {
+        Self { id, to, schedule, size, sequence: 0, rng: Rng::new(seed) }
     }
 
-    pub(super) fn set_rate(&mut self, rate: Rate) {
-        self.rate = rate;
-        self.hold();
-    }
-
-    /// Starts the schedule anew at the next look: the port could not receive until now.
-    pub(super) fn hold(&mut self) {
-        self.start_ns = 0;
-    }
-
-    /// How many frames are due, at most `limit`.
-    pub(super) fn due(&mut self, now_ns: u64, limit: u64) -> u64 {
-        match self.rate {
-            Rate::Silent => 0,
-            Rate::Max => limit,
-            Rate::PerSecond(rate) => {
-                if self.start_ns == 0 {
-                    (self.start_ns, self.since_start) = (now_ns, 0);
-                }
-                let elapsed = u128::from(now_ns.saturating_sub(self.start_ns));
-                let total = (elapsed * u128::from(rate) / 1_000_000_000) as u64;
-                let due = total.saturating_sub(self.since_start);
-                if due > CATCH_UP {
-                    self.since_start = total - CATCH_UP;
-                }
-                due.min(CATCH_UP).min(limit)
-            }
-        }
-    }
-
-    /// When the next frame is due, in nanoseconds; `u64::MAX` when no clock decides that.
-    pub(super) fn next_ns(&self) -> u64 {
-        match self.rate {
-            Rate::PerSecond(rate) if self.start_ns > 0 => {
-                let nth = u128::from(self.since_start + 1) * 1_000_000_000;
-                self.start_ns + nth.div_ceil(u128::from(rate)) as u64
-            }
-            _ => u64::MAX,
-        }
-    }
-
-    /// Whether it sends as long as there is room.
-    pub(super) fn is_greedy(&self) -> bool {
-        self.rate == Rate::Max
+    /// The number of the next frame.
+    pub(super) fn next_id(&self) -> FrameId {
+        (self.id, self.sequence & LOW_48)
     }
 
     /// Makes the next frame into the empty `frame`; it starts on its wire at `now_ns`.
     pub(super) fn make(&mut self, now_ns: u64, frame: &mut Vec<u8>) {
-        self.since_start += 1;
         let (low, high) = (*self.size.start(), *self.size.end());
         let len = low + if high > low { self.rng.below(u64::from(high - low) + 1) as u16 } else { 0 };
-        let sequence = self.sequence & LOW_48;
+        let (_, sequence) = self.next_id();
         self.sequence += 1;
         let flow = sequence % FLOWS;
 
@@ -214,10 +168,12 @@ fn has_pattern(id: FrameId, bytes: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use super::super::spec::{Gap, Rate};
     use super::*;
 
-    fn generator(size: RangeInclusive<u16>, rate: Rate) -> Generator {
-        Generator::new(3, MacAddr([2, 0, 0, 0, 0, 9]), rate, size, 1)
+    fn generator(size: RangeInclusive<u16>) -> Generator {
+        let schedule = Schedule::new(Rate::Max, Gap::Even, 1);
+        Generator::new(3, MacAddr([2, 0, 0, 0, 0, 9]), schedule, size, 1)
     }
 
     fn made(generator: &mut Generator, now_ns: u64) -> Vec<u8> {
@@ -228,7 +184,7 @@ mod tests {
 
     #[test]
     fn every_frame_is_recognised_and_every_changed_byte_is_noticed() {
-        let mut generator = generator(60..=150, Rate::Max);
+        let mut generator = generator(60..=150);
         for n in 0..50 {
             let frame = made(&mut generator, 1000 + n);
             let stamp = Stamp::checked(&frame).unwrap();
@@ -246,7 +202,7 @@ mod tests {
 
     #[test]
     fn what_a_forwarder_changes_is_no_damage() {
-        let mut frame = made(&mut generator(60..=60, Rate::Max), 1);
+        let mut frame = made(&mut generator(60..=60), 1);
         frame[..12].fill(0xEE);
         assert!(Stamp::checked(&frame).is_some());
         // One hop less, and the sum one more in its upper byte.
@@ -260,26 +216,9 @@ mod tests {
 
     #[test]
     fn sizes_stay_in_their_range_and_vary() {
-        let mut generator = generator(60..=9216, Rate::Max);
+        let mut generator = generator(60..=9216);
         let sizes: Vec<usize> = (0..200).map(|_| made(&mut generator, 1).len()).collect();
         assert!(sizes.iter().all(|s| (60..=9216).contains(s)));
         assert!(sizes.iter().any(|s| *s > 5000) && sizes.iter().any(|s| *s < 3000));
-    }
-
-    #[test]
-    fn frames_become_due_by_the_clock_and_a_long_pause_makes_no_burst() {
-        let mut generator = generator(60..=60, Rate::PerSecond(1_000_000));
-        assert_eq!(generator.due(10_000, 32), 0, "the schedule starts here");
-        assert_eq!(generator.next_ns(), 11_000);
-        assert_eq!(generator.due(15_000, 32), 5);
-        for _ in 0..5 {
-            made(&mut generator, 15_000);
-        }
-        assert_eq!((generator.due(15_000, 32), generator.next_ns()), (0, 16_000));
-        assert_eq!(generator.due(10_000_000, 1000), CATCH_UP);
-        for _ in 0..CATCH_UP {
-            made(&mut generator, 15_000);
-        }
-        assert_eq!(generator.due(10_000_000, 1000), 0, "the rest is let go");
     }
 }

@@ -54,6 +54,9 @@ struct Host {
     vectors: Vec<File>,
     /// INTx fired and has not been unmasked since.
     masked: bool,
+    /// A fault keeps INTx from the kernel for as long as the line stays up this time, or until it is late enough. Without
+    /// this the level, which each look at the device would find, would make up for what was lost.
+    kept: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -73,7 +76,7 @@ enum Why {
 
 impl Interrupts {
     pub(super) fn new(seed: u64) -> Self {
-        let host = Host { kind: None, vectors: Vec::new(), masked: false };
+        let host = Host { kind: None, vectors: Vec::new(), masked: false, kept: false };
         Self { state: Mutex::new(State::new(Rng::new(seed), host)), due_ns: AtomicU64::new(u64::MAX) }
     }
 
@@ -112,7 +115,8 @@ impl Interrupts {
     /// Brings the device's registers to their values after a reset.
     pub(super) fn reset(&self) {
         let mut state = self.lock();
-        let host = std::mem::replace(&mut state.host, Host { kind: None, vectors: Vec::new(), masked: false });
+        let none = Host { kind: None, vectors: Vec::new(), masked: false, kept: false };
+        let host = std::mem::replace(&mut state.host, none);
         *state = State::new(state.rng.clone(), host);
         self.due_ns.store(u64::MAX, Ordering::Relaxed);
     }
@@ -120,7 +124,7 @@ impl Interrupts {
     /// Sets where interrupts of `kind` go; `None` turns them off.
     pub(super) fn set_host(&self, kind: Option<IrqKind>, vectors: Vec<File>, faults: &Faults) {
         self.change(faults, |s| {
-            s.host = Host { kind, vectors, masked: false };
+            s.host = Host { kind, vectors, masked: false, kept: false };
             s.timers.clear();
         });
     }
@@ -310,7 +314,8 @@ impl State {
                 self.throttle(vector, faults);
             }
         } else if self.host.kind == Some(IrqKind::Intx) {
-            if causes != 0 && !self.host.masked {
+            self.host.kept &= causes != 0;
+            if causes != 0 && !self.host.masked && !self.host.kept {
                 self.signal(0, faults);
             }
         } else if new != 0 {
@@ -348,21 +353,28 @@ impl State {
 
     /// Signals vector `vector`, unless a fault decides otherwise.
     fn signal(&mut self, vector: usize, faults: &Faults) {
-        if self.host.kind.is_none() {
+        if vector >= self.host.vectors.len() {
+            // Nobody would get it, so no fault can keep it away.
             return;
         }
         if faults.hit(Fault::IrqLost, &mut self.rng) {
+            self.host.kept = true;
             return;
         }
-        let later = |fault| Timer { due_ns: now_ns() + faults.time_ns(fault), vector, why: Why::Fault };
         if faults.hit(Fault::IrqLate, &mut self.rng) {
-            self.timers.push(later(Fault::IrqLate));
+            self.host.kept = true;
+            self.signal_later(vector, Fault::IrqLate, faults);
             return;
         }
         self.host.fire(vector);
         if faults.hit(Fault::IrqDuplicate, &mut self.rng) {
-            self.timers.push(later(Fault::IrqDuplicate));
+            self.signal_later(vector, Fault::IrqDuplicate, faults);
         }
+    }
+
+    fn signal_later(&mut self, vector: usize, fault: Fault, faults: &Faults) {
+        let due_ns = now_ns() + faults.delay_ns(fault, &mut self.rng);
+        self.timers.push(Timer { due_ns, vector, why: Why::Fault });
     }
 
     /// The bit of EICR in the IVAR entry of queue `q` at `shift` (receive 0, transmit 8; queues from 8 on use the upper
@@ -380,6 +392,7 @@ impl Host {
         if let Some(file) = self.vectors.get(vector) {
             // The kernel masks the line before user space sees it.
             self.masked |= self.kind == Some(IrqKind::Intx);
+            self.kept = false;
             signal(file);
         }
     }
@@ -477,6 +490,65 @@ mod tests {
         assert_eq!(zero.take(), 0);
         irq.run_timers(due, &faults);
         assert_eq!((zero.take(), irq.due_ns()), (1, u64::MAX));
+    }
+
+    #[test]
+    fn what_is_lost_is_counted_once_and_stays_lost() {
+        for kind in [IrqKind::Intx, IrqKind::Msi, IrqKind::Msix] {
+            let vector = Vector::new().unwrap();
+            let (irq, faults) = with_host(kind, &[&vector]);
+            if kind == IrqKind::Msix {
+                irq.write(at::GPIE, gpie::MULTIPLE_MSIX | gpie::EIAME, &faults);
+                irq.write(at::IVAR, 0x80, &faults);
+                irq.write(at::EIAC, 1, &faults);
+                irq.write(at::EIAM, 1, &faults);
+            }
+            // As the driver arms: forget what there was, then unmask.
+            let arm = || {
+                irq.read(at::ICR, &faults);
+                irq.write(at::EICR, 1, &faults);
+                irq.write(if kind == IrqKind::Msix { at::EIMS } else { at::IMS }, icr::RXDW | 1, &faults);
+                irq.unmask(&faults);
+            };
+            let receive = || irq.raise(&faults, icr::RXDW, 1, 0);
+            faults.ask(Fault::IrqLost, 1);
+            receive();
+            assert_eq!(faults.counts().made(Fault::IrqLost), 0, "{kind}: masked, so there was nothing to lose");
+            arm();
+            receive();
+            assert_eq!(faults.counts().made(Fault::IrqLost), 1, "{kind}");
+            receive();
+            irq.read(at::EIMS, &faults);
+            irq.unmask(&faults);
+            assert_eq!(
+                (vector.take(), faults.counts().made(Fault::IrqLost)),
+                (0, 1),
+                "{kind}: looking brings nothing back"
+            );
+            arm();
+            receive();
+            assert_eq!(vector.take(), 1, "{kind}: the next one comes");
+
+            faults.ask(Fault::IrqLate, 1);
+            arm();
+            receive();
+            irq.unmask(&faults);
+            assert_eq!((vector.take(), faults.counts().made(Fault::IrqLate)), (0, 1), "{kind}");
+            irq.run_timers(irq.due_ns(), &faults);
+            assert_eq!((vector.take(), irq.due_ns()), (1, u64::MAX), "{kind}: late, once");
+        }
+    }
+
+    #[test]
+    fn what_nobody_would_get_cannot_be_lost() {
+        let zero = Vector::new().unwrap();
+        let (irq, faults) = with_host(IrqKind::Msix, &[&zero]);
+        irq.write(at::GPIE, gpie::MULTIPLE_MSIX, &faults);
+        irq.write(at::IVAR, 0x83, &faults);
+        irq.write(at::EIMS, 8, &faults);
+        faults.ask(Fault::IrqLost, 1);
+        irq.raise(&faults, 0, 1, 0);
+        assert_eq!(faults.counts().made(Fault::IrqLost), 0);
     }
 
     #[test]

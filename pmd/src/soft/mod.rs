@@ -15,6 +15,7 @@
 //! Not modelled: legacy and header-split descriptors, segmentation offload, virtual functions, flow control, wake-up.
 
 mod clock;
+mod closed_loop;
 mod control;
 mod device;
 mod fabric;
@@ -28,6 +29,7 @@ mod packet;
 mod registers;
 mod rss;
 mod rx;
+mod schedule;
 mod sink;
 mod spec;
 mod station;
@@ -42,9 +44,10 @@ use spinwake::device::Device;
 use spinwake::pci::DeviceId;
 use spinwake::port::{GeneratorReport, PortSpec, SpecError};
 
+pub use closed_loop::{After, ClosedLoop, LoopCounts};
 pub use control::{Control, ModelCounts};
 pub use fault::{Fault, FaultCounts};
-pub use spec::{KEYS, Rate};
+pub use spec::{Gap, KEYS, Rate};
 
 use device::SoftDevice;
 use fabric::PlugError;

@@ -8,13 +8,15 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use spinwake::port::{GeneratorReport, MacAddr};
 
+use super::clock::now_ns;
+use super::closed_loop::{ClosedLoop, LoopCounts};
 use super::fabric::Bell;
 use super::fault::{FaultCounts, Faults};
 use super::irq::Interrupts;
 use super::layout as at;
 use super::memory::SoftIommu;
 use super::registers::Registers;
-use super::spec::{Rate, SoftSpec};
+use super::spec::{Gap, Rate, SoftSpec};
 
 /// Shared by the driver's threads, tests and the fabric.
 #[derive(Debug)]
@@ -31,6 +33,11 @@ pub(super) struct Nic {
     pub(super) account: Account,
     /// What the fabric should look at: `pending` bits.
     work: AtomicU64,
+    /// When each transmit queue's doorbell last rang, in nanoseconds.
+    rung_ns: [AtomicU64; at::QUEUES],
+    /// A closed loop is under way, and when the driver last unmasked interrupts in it, in nanoseconds.
+    pub(super) looping: AtomicBool,
+    pub(super) armed_ns: AtomicU64,
     pub(super) bell: Arc<Bell>,
     pub(super) orders: Mutex<Orders>,
     /// How many orders the fabric has carried out, and its announcement.
@@ -62,6 +69,8 @@ pub(super) mod pending {
     pub(crate) const KEY: u64 = 1 << 35;
     /// An interrupt is to be sent later.
     pub(crate) const TIMER: u64 = 1 << 36;
+    /// The driver unmasked interrupts, and a closed loop may wait for that.
+    pub(crate) const ARMED: u64 = 1 << 37;
 }
 
 /// What a test (or the device's reset) wants of the fabric.
@@ -77,8 +86,10 @@ pub(super) enum Order {
     Send(u32),
     /// Put this frame on the wire to the port.
     Frame(Vec<u8>),
-    /// Change the generator's rate.
-    Rate(Rate),
+    /// Change the generator's rate, and its gaps if given.
+    Traffic(Rate, Option<Gap>),
+    /// Start a closed loop, in place of any other.
+    Loop(ClosedLoop),
     /// Reset the device, as a function-level reset.
     Reset,
     /// Nothing: shows that a round has passed.
@@ -92,7 +103,8 @@ pub(super) struct Account {
     pub(super) received: AtomicU64,
     pub(super) corrupt: AtomicU64,
     pub(super) duplicates: AtomicU64,
-    pub(super) latency_ns: Mutex<Histogram<u64>>,
+    pub(super) times: Mutex<Times>,
+    pub(super) looped: Mutex<LoopCounts>,
     pub(super) unknown_registers: AtomicU64,
     pub(super) bad_descriptors: AtomicU64,
     pub(super) filtered: AtomicU64,
@@ -101,17 +113,26 @@ pub(super) struct Account {
     pub(super) captured: Mutex<Option<Vec<Vec<u8>>>>,
 }
 
+/// How long frames took: see [`GeneratorReport`].
+#[derive(Debug, Clone)]
+pub(super) struct Times {
+    pub(super) latency_ns: Histogram<u64>,
+    pub(super) response_ns: Histogram<u64>,
+}
+
 impl Account {
     fn new() -> Self {
         // 1 ns to 100 s in three digits: about 200 KiB. The bounds are constants that it accepts.
         let histogram = Histogram::new_with_bounds(1, 100_000_000_000, 3)
             .unwrap_or_else(|_| unreachable!("constant histogram bounds"));
+        let times = Times { latency_ns: histogram.clone(), response_ns: histogram };
         Self {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
             corrupt: AtomicU64::new(0),
             duplicates: AtomicU64::new(0),
-            latency_ns: Mutex::new(histogram),
+            times: Mutex::new(times),
+            looped: Mutex::new(LoopCounts::default()),
             unknown_registers: AtomicU64::new(0),
             bad_descriptors: AtomicU64::new(0),
             filtered: AtomicU64::new(0),
@@ -121,13 +142,14 @@ impl Account {
     }
 
     pub(super) fn report(&self) -> GeneratorReport {
-        let latency_ns = self.latency_ns.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Times { latency_ns, response_ns } = self.times.lock().unwrap_or_else(PoisonError::into_inner).clone();
         GeneratorReport {
             sent: self.sent.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
             corrupt: self.corrupt.load(Ordering::Relaxed),
             duplicates: self.duplicates.load(Ordering::Relaxed),
             latency_ns,
+            response_ns,
         }
     }
 }
@@ -149,6 +171,9 @@ impl Nic {
             name,
             spec,
             work: AtomicU64::new(pending::CONFIG),
+            rung_ns: std::array::from_fn(|_| AtomicU64::new(0)),
+            looping: AtomicBool::new(false),
+            armed_ns: AtomicU64::new(0),
             bell,
             orders: Mutex::new(Orders::default()),
             done: Mutex::new(0),
@@ -169,6 +194,19 @@ impl Nic {
         // or we see that it sleeps.
         self.work.fetch_or(bits, Ordering::SeqCst);
         self.bell.ring();
+    }
+
+    /// Notes that the doorbell of transmit queue `q` rings now; to be called before the tail is stored.
+    #[inline]
+    pub(super) fn note_rung(&self, q: usize) {
+        self.rung_ns[q].store(now_ns(), Ordering::Relaxed);
+    }
+
+    /// When the doorbell of transmit queue `q` last rang, in nanoseconds. Read after the tail it is no earlier than that
+    /// tail's doorbell.
+    #[inline]
+    pub(super) fn rung_ns(&self, q: usize) -> u64 {
+        self.rung_ns[q].load(Ordering::Relaxed)
     }
 
     /// Whether the fabric has something to look at.

@@ -3,6 +3,7 @@
 //! 82576 datasheet 7.1. The model's own rule on top: whatever a descriptor is made to say by a fault, the data goes where
 //! the driver's buffers are and nowhere else.
 
+use super::clock::now_ns;
 use super::fault::{Fault, Faults, Rng};
 use super::layout::{self as at, ctrl, queue, rctl, rxcsum, srrctl, stat};
 use super::memory::{Dma, DmaFault};
@@ -167,6 +168,8 @@ impl Receiver {
             if last {
                 word |= status::EOP | about.verdict | if about.vlan.is_some() { status::VP } else { 0 };
                 word |= u64::from(about.vlan.unwrap_or(0)) << 48;
+                // Before it is, so that nobody answers a frame that has not been shown.
+                around.ledger.show(around.nic.id, frame, now_ns());
                 low = u64::from(about.scaled.hash) << 32 | about.kind | u64::from(about.scaled.kind);
                 word = self.lie(faults, around.ledger, (&mut low, word), ring.buffer, frame);
             }

@@ -10,16 +10,23 @@ use std::sync::atomic::Ordering;
 
 use super::generator::{FrameId, Stamp};
 use super::nic::Nic;
+use super::tx::Sent;
 
 /// How many of a generator's latest frames are remembered.
 const WINDOW: u64 = 1 << 20;
 /// How many notes about faults are kept at least; there are never more than twice as many.
 const NOTES: usize = 1 << 10;
 
+/// How many of a generator's latest frames are known to have been shown to a driver, and when: more than a program has
+/// under way.
+const SHOWN: u64 = 1 << 15;
+
 /// Who has come in.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
     generators: HashMap<u16, Window>,
+    /// When frames became visible to the driver of their generator's port: number and nanoseconds, by the number's low bits.
+    shown: HashMap<u16, Vec<(u64, u64)>>,
     /// Copies that faults made, not yet seen.
     copies: Notes,
     /// Frames about which a descriptor lied.
@@ -94,8 +101,33 @@ impl Ledger {
     /// Forgets a generator that is gone.
     pub(super) fn forget(&mut self, generator: u16) {
         self.generators.remove(&generator);
+        self.shown.remove(&generator);
         self.copies.forget(generator);
         self.tainted.forget(generator);
+    }
+
+    /// Notes that this frame becomes visible at `now_ns` to the driver of port `nic`, if it is that port's own
+    /// generator's; only the first time counts.
+    pub(super) fn show(&mut self, nic: u16, frame: &[u8], now_ns: u64) {
+        let Some((_, sequence)) = Stamp::claimed(frame).map(|s| s.id).filter(|(generator, _)| *generator == nic) else {
+            return;
+        };
+        let times = self.shown.entry(nic).or_insert_with(|| vec![(u64::MAX, 0); SHOWN as usize]);
+        let time = &mut times[(sequence % SHOWN) as usize];
+        if time.0 != sequence {
+            *time = (sequence, now_ns);
+        }
+    }
+
+    /// When frame `id` became visible to its first driver, in nanoseconds; `None` when that is long ago.
+    fn shown_ns(&self, (generator, sequence): FrameId) -> Option<u64> {
+        let (number, time_ns) = *self.shown.get(&generator)?.get((sequence % SHOWN) as usize)?;
+        (number == sequence).then_some(time_ns)
+    }
+
+    /// Whether frame `id` has come in.
+    pub(super) fn has(&self, (generator, sequence): FrameId) -> bool {
+        self.generators.get(&generator).is_some_and(|window| window.has(sequence))
     }
 
     /// Whether frame `id` came in for the first time.
@@ -111,6 +143,10 @@ impl Window {
         let mut bits = vec![u64::MAX; (WINDOW / 64) as usize];
         bits.fill(0);
         Self { bits, end: 0 }
+    }
+
+    fn has(&self, n: u64) -> bool {
+        n < self.end && n + WINDOW >= self.end && self.bits[(n % WINDOW / 64) as usize] >> (n % 64) & 1 != 0
     }
 
     /// Marks `n`; false when it was marked, or is too old to tell.
@@ -132,24 +168,21 @@ impl Window {
 }
 
 /// Takes in what `nic` sent, and empties `frames` into `spare`.
-pub(super) fn take_in(
-    nic: &Nic,
-    ledger: &mut Ledger,
-    frames: &mut Vec<Vec<u8>>,
-    spare: &mut Vec<Vec<u8>>,
-    now_ns: u64,
-) {
+pub(super) fn take_in(nic: &Nic, ledger: &mut Ledger, frames: &mut Vec<Sent>, spare: &mut Vec<Vec<u8>>, now_ns: u64) {
     if frames.is_empty() {
         return;
     }
     let account = &nic.account;
     let mut captured = account.captured.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut latency = account.latency_ns.lock().unwrap_or_else(PoisonError::into_inner);
-    for frame in frames.drain(..) {
+    let mut times = account.times.lock().unwrap_or_else(PoisonError::into_inner);
+    for Sent { frame, rung_ns } in frames.drain(..) {
         match Stamp::checked(&frame) {
             Some(stamp) if ledger.is_new(stamp.id) => {
                 account.received.fetch_add(1, Ordering::Relaxed);
-                latency.saturating_record(stamp.age_ns(now_ns).max(1));
+                times.latency_ns.saturating_record(stamp.age_ns(now_ns).max(1));
+                if let Some(shown_ns) = ledger.shown_ns(stamp.id) {
+                    times.response_ns.saturating_record(rung_ns.saturating_sub(shown_ns).max(1));
+                }
             }
             Some(stamp) if ledger.copies.take(stamp.id) => {
                 nic.faults.copies_seen.fetch_add(1, Ordering::Relaxed);

@@ -19,6 +19,22 @@ pub enum Rate {
     Max,
 }
 
+/// How a generator spaces its frames. None of this changes the mean rate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gap {
+    /// All gaps are the same.
+    #[default]
+    Even,
+    /// Exponential gaps: frames come independently of each other.
+    Poisson,
+    /// This many frames (one at least) back to back, as fast as the model goes, then an exponential gap.
+    Burst(u16),
+    /// On and off: sixteen frames at ten times the mean rate, then a gap from a Pareto distribution of shape 1.5, cut off
+    /// at a second (at ten times the mean gap where that is longer): most are short, and what they add up to is in a few
+    /// long ones.
+    Pareto,
+}
+
 /// What a port's cable leads to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Wire {
@@ -37,6 +53,7 @@ pub(super) struct SoftSpec {
     pub(super) name: String,
     pub(super) queues: u16,
     pub(super) rate: Rate,
+    pub(super) gap: Gap,
     /// Frame bytes without the check sequence.
     pub(super) size: RangeInclusive<u16>,
     pub(super) wire: Wire,
@@ -47,7 +64,7 @@ pub(super) struct SoftSpec {
 }
 
 /// What a spec may say.
-pub const KEYS: [&str; 7] = ["queues", "rate", "size", "wire", "irq", "fault", "seed"];
+pub const KEYS: [&str; 8] = ["queues", "rate", "gap", "size", "wire", "irq", "fault", "seed"];
 /// What a machine with two cores serves without loss, unless it has much else to do.
 const DEFAULT_RATE: u32 = 50_000;
 const SIZES: RangeInclusive<u16> = 60..=9216;
@@ -77,6 +94,7 @@ impl SoftSpec {
                 _ => return Err(spec.bad_value("rate", rate_possible)),
             },
         };
+        let gap = parse_gap(spec, rate)?;
         let size_possible = "bytes from 60 to 9216, or two of them as in 60-1514";
         let size = match spec.text("size") {
             None => 60..=60,
@@ -93,8 +111,26 @@ impl SoftSpec {
             Some(text) => FaultPlan::parse(text).ok_or_else(|| spec.bad_value("fault", FaultPlan::POSSIBLE))?,
         };
         let seed = spec.key("seed", "a number")?.unwrap_or(1);
-        Ok(Self { name: spec.address().into(), queues, rate, size, wire, irq, faults, seed })
+        Ok(Self { name: spec.address().into(), queues, rate, gap, size, wire, irq, faults, seed })
     }
+}
+
+fn parse_gap(spec: &PortSpec, rate: Rate) -> Result<Gap, SpecError> {
+    let Some(text) = spec.text("gap") else { return Ok(Gap::Even) };
+    let gap = match (text, text.strip_prefix("burst:")) {
+        ("even", _) => Some(Gap::Even),
+        ("poisson", _) => Some(Gap::Poisson),
+        ("pareto", _) => Some(Gap::Pareto),
+        (_, Some(frames)) => frames.parse().ok().filter(|n| *n > 0).map(Gap::Burst),
+        _ => None,
+    };
+    let gap = gap.ok_or_else(|| spec.bad_value("gap", "even, poisson, pareto or burst:N with 1 to 65535 frames"))?;
+    if rate == Rate::Max && gap != Gap::Even {
+        return Err(
+            spec.bad_value("gap", "nothing but even with rate=max, which leaves no gaps; give a number as rate")
+        );
+    }
+    Ok(gap)
 }
 
 fn parse_size(text: &str) -> Option<RangeInclusive<u16>> {
@@ -120,8 +156,30 @@ mod tests {
     }
 
     #[test]
+    fn gaps_are_read() {
+        let gap = |text: &str| parse(&format!("soft:,rate=1000,gap={text}")).map(|spec| spec.gap);
+        assert_eq!(parse("soft:").unwrap().gap, Gap::Even);
+        for (text, expected) in [
+            ("even", Gap::Even),
+            ("poisson", Gap::Poisson),
+            ("pareto", Gap::Pareto),
+            ("burst:1", Gap::Burst(1)),
+            ("burst:65535", Gap::Burst(65535)),
+        ] {
+            assert_eq!(gap(text).unwrap(), expected);
+        }
+        for text in ["odd", "burst", "burst:", "burst:0", "burst:65536", "burst:-1", "poisson:2"] {
+            let error = gap(text).unwrap_err().to_string();
+            assert!(error.contains(&format!("gap={text} is not possible; gap takes even, poisson")), "{error}");
+        }
+        let error = parse("soft:,rate=max,gap=poisson").unwrap_err().to_string();
+        assert!(error.contains("with rate=max"), "{error}");
+    }
+
+    #[test]
     fn every_key_is_read() {
-        let spec = parse("soft:left,queues=16,rate=max,size=60-1514,wire=w,irq=intx,fault=drop:1%,seed=7").unwrap();
+        let spec =
+            parse("soft:left,queues=16,rate=max,gap=even,size=60-1514,wire=w,irq=intx,fault=drop:1%,seed=7").unwrap();
         assert_eq!((spec.name.as_str(), spec.queues, spec.rate, spec.seed), ("left", 16, Rate::Max, 7));
         assert_eq!((spec.size, spec.wire, spec.irq), (60..=1514, Wire::Cable("w".into()), IrqKind::Intx));
     }

@@ -4,15 +4,17 @@ use std::sync::Arc;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
+use super::closed_loop::{Looper, Seen};
 use super::fault::Fault;
-use super::generator::Generator;
+use super::generator::{FrameId, Generator};
 use super::layout::{self as at, icr, queue, stat};
 use super::memory::Dma;
 use super::nic::{Nic, Order, pending};
 use super::registers::Tally;
 use super::rx::{Around, Placed, Receiver};
+use super::schedule::Schedule;
 use super::spec::Wire;
-use super::tx::Transmitter;
+use super::tx::{Sent, Transmitter};
 use super::wire::{Ingress, Shared};
 
 /// Generator frames made in a round, and frames moved from the packet buffer into rings.
@@ -29,10 +31,16 @@ pub(super) struct Station {
     pub(super) ingress: Ingress,
     pub(super) tally: Tally,
     /// What the port sent in this round.
-    pub(super) outbox: Vec<Vec<u8>>,
+    pub(super) outbox: Vec<Sent>,
     rx: Receiver,
     tx: Transmitter,
     generator: Generator,
+    /// The closed loop under way, if any.
+    looper: Option<Looper>,
+    /// Its latest frame.
+    looped: Option<FrameId>,
+    /// The port could receive in this round, so what the generator has to do is a matter of time.
+    sending: bool,
     /// Some ring has had descriptors since the receiver was switched on: the generator waits for that, so that a program
     /// that is still starting loses nothing.
     ready: bool,
@@ -60,7 +68,8 @@ pub(super) struct Round {
 impl Station {
     pub(super) fn new(nic: Arc<Nic>) -> Self {
         let spec = &nic.spec;
-        let generator = Generator::new(nic.id, nic.mac, spec.rate, spec.size.clone(), spec.seed ^ 0x3_0000);
+        let schedule = Schedule::new(spec.rate, spec.gap, spec.seed ^ 0x5_0000);
+        let generator = Generator::new(nic.id, nic.mac, schedule, spec.size.clone(), spec.seed ^ 0x3_0000);
         Self {
             ingress: Ingress::new(spec.seed ^ 0x4_0000),
             tally: Tally::new(),
@@ -68,6 +77,9 @@ impl Station {
             rx: Receiver::new(&nic),
             tx: Transmitter::new(),
             generator,
+            looper: None,
+            looped: None,
+            sending: false,
             ready: false,
             blocked: false,
             retry: false,
@@ -96,6 +108,7 @@ impl Station {
         }
         self.run_outages(partner, now_ns);
         let mut busy = work != 0;
+        self.sending = false;
         if self.nic.answers() {
             let work = work | std::mem::take(&mut self.held);
             busy |= self.run(shared, work, now_ns);
@@ -107,7 +120,7 @@ impl Station {
         if orders > 0 {
             self.nic.finish(orders);
         }
-        Round { busy, due_ns: self.due_ns() }
+        Round { busy, due_ns: self.due_ns(now_ns) }
     }
 
     fn run(&mut self, shared: &mut Shared, work: u64, now_ns: u64) -> bool {
@@ -126,7 +139,7 @@ impl Station {
         // The bit is looked at with the memory open: whoever sets it waits until it is closed.
         let allowed = |_: &Dma<'_>| nic.registers.get(at::CTRL) & at::ctrl::GIO_MASTER_DISABLE == 0;
         let Some(dma) = nic.memory.dma().filter(allowed) else {
-            self.generator.hold();
+            self.generator.schedule.hold();
             self.tally.flush(&nic.registers);
             return false;
         };
@@ -192,16 +205,46 @@ impl Station {
         let on = self.rx.is_on(nic);
         self.ready = on && (self.ready || self.rx.has_room(nic));
         if !link || !self.ready {
-            self.generator.hold();
+            self.generator.schedule.hold();
             return 0;
         }
-        let greedy = self.generator.is_greedy();
-        if greedy && !(self.ingress.is_empty() && self.rx.has_room(nic)) {
-            return 0;
+        self.sending = true;
+        let mut made = u64::from(self.close_loop(nic, shared, now_ns));
+        let schedule = &self.generator.schedule;
+        if schedule.is_greedy() && !(self.ingress.is_empty() && self.rx.has_room(nic)) {
+            return made;
         }
-        let due = self.generator.due(now_ns, ROUND_MADE);
-        self.send(shared, due, now_ns);
+        while made < ROUND_MADE && self.generator.schedule.take(now_ns) {
+            self.send(shared, 1, now_ns);
+            made += 1;
+        }
+        made
+    }
+
+    /// Goes on with the closed loop, if one is under way; returns whether it sent a frame.
+    fn close_loop(&mut self, nic: &Nic, shared: &mut Shared, now_ns: u64) -> bool {
+        let Some(looper) = &mut self.looper else { return false };
+        let back = self.looped.is_some_and(|id| shared.ledger.has(id));
+        let armed_ns = nic.armed_ns.load(Ordering::Relaxed);
+        let before = looper.counts;
+        let due = looper.take(Seen { now_ns, back, armed_ns });
+        let over = looper.is_over();
+        if looper.counts != before {
+            *nic.account.looped.lock().unwrap_or_else(PoisonError::into_inner) = looper.counts;
+        }
+        if due {
+            self.looped = Some(self.generator.next_id());
+            self.send(shared, 1, now_ns);
+        }
+        if over {
+            self.end_loop();
+        }
         due
+    }
+
+    fn end_loop(&mut self) {
+        (self.looper, self.looped) = (None, None);
+        self.nic.looping.store(false, Ordering::Relaxed);
     }
 
     fn send(&mut self, shared: &mut Shared, count: u64, now_ns: u64) {
@@ -245,7 +288,17 @@ impl Station {
                     let nic = self.nic.clone();
                     self.ingress.arrive(&nic, shared, &mut self.tally, frame, now_ns);
                 }
-                Order::Rate(rate) => self.generator.set_rate(rate),
+                Order::Traffic(rate, gap) => {
+                    let schedule = &mut self.generator.schedule;
+                    schedule.set(rate, gap.unwrap_or(schedule.gap()));
+                }
+                Order::Loop(plan) => {
+                    self.end_loop();
+                    let looper = Looper::new(plan, now_ns, self.nic.spec.seed ^ 0x6_0000);
+                    *self.nic.account.looped.lock().unwrap_or_else(PoisonError::into_inner) = looper.counts;
+                    self.nic.looping.store(!looper.is_over(), Ordering::Relaxed);
+                    self.looper = Some(looper).filter(|l| !l.is_over());
+                }
                 Order::Reset if self.nic.answers() => self.reset(shared),
                 Order::Reset | Order::Barrier => {}
             }
@@ -273,7 +326,7 @@ impl Station {
         (0..at::QUEUES).for_each(|q| self.tx.clear(q));
         self.ingress.clear(shared);
         self.blocked = false;
-        self.generator.hold();
+        self.generator.schedule.hold();
         self.nic.irq.reset();
         self.tally = Tally::new();
         self.nic.registers.reset(self.nic.mac);
@@ -300,12 +353,14 @@ impl Station {
         (self.rx.enabled, self.tx.enabled) = (rx, tx);
     }
 
-    fn due_ns(&self) -> u64 {
+    fn due_ns(&self, now_ns: u64) -> u64 {
         let outages = self.flap.due_ns.min(self.stall.due_ns);
         if !self.nic.answers() {
             return outages;
         }
-        outages.min(self.generator.next_ns()).min(self.ingress.due_ns()).min(self.nic.irq.due_ns())
+        let looper = self.looper.as_ref().filter(|_| self.sending).map_or(u64::MAX, |l| l.due_ns(now_ns));
+        let frames = self.generator.schedule.next_ns().min(self.ingress.due_ns()).min(looper);
+        outages.min(frames).min(self.nic.irq.due_ns())
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use spinwake::mmio::{RegisterIo, Width};
 
+use super::clock::now_ns;
 use super::fault::Fault;
 use super::layout::{self as at, ctrl, icr, queue, status};
 use super::nic::{Nic, Order, pending};
@@ -77,12 +78,18 @@ impl Nic {
             at::EECD => self.registers.set(at::EECD, value | at::EECD_READY),
             at::EIMS | at::IMS => {
                 self.race();
+                let due_ns = self.irq.due_ns();
                 self.irq.write(offset, value, &self.faults);
-                self.keep_time();
+                self.keep_time(due_ns);
+                if self.looping.load(Ordering::Relaxed) {
+                    self.armed_ns.store(now_ns(), Ordering::Relaxed);
+                    self.notify(pending::ARMED);
+                }
             }
             _ => {
+                let due_ns = self.irq.due_ns();
                 if self.irq.write(offset, value, &self.faults) {
-                    return self.keep_time();
+                    return self.keep_time(due_ns);
                 }
                 if !is_modelled(offset) {
                     self.count_unknown();
@@ -102,6 +109,9 @@ impl Nic {
         let q = (offset - base) / 0x40;
         match offset % 0x40 {
             queue::TAIL => {
+                if base == at::TX_QUEUES {
+                    self.note_rung(q);
+                }
                 self.registers.set(offset, value & 0xFFFF);
                 if base == at::RX_QUEUES {
                     self.lie_done(q, value & 0xFFFF);
@@ -194,9 +204,10 @@ impl Nic {
         self.registers.set(at::MDIC, answer | READY);
     }
 
-    /// Wakes the fabric for an interrupt that is to be sent later.
-    pub(super) fn keep_time(&self) {
-        if self.irq.due_ns() != u64::MAX {
+    /// Wakes the fabric for an interrupt that is to be sent later, if it does not know of one as early: `due_ns` is when
+    /// the first was due before the change. Arming and disarming alone must not wake it.
+    pub(super) fn keep_time(&self, due_ns: u64) {
+        if self.irq.due_ns() < due_ns {
             self.notify(pending::TIMER);
         }
     }

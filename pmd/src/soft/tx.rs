@@ -36,6 +36,14 @@ const ROUND_DESCRIPTORS: usize = 64;
 /// Less than the partner's packet buffer, so that a partner with free descriptors loses nothing.
 const ROUND_BYTES: usize = 40 << 10;
 
+/// A frame that the port sent.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) frame: Vec<u8>,
+    /// When the doorbell rang for it, in nanoseconds. The last one does, when another rang before the fabric looked.
+    pub(super) rung_ns: u64,
+}
+
 /// A NIC's transmit side.
 #[derive(Debug)]
 pub(super) struct Transmitter {
@@ -86,7 +94,7 @@ impl Transmitter {
         dma: &Dma<'_>,
         shared: &mut Shared,
         tally: &mut Tally,
-        out: &mut Vec<Vec<u8>>,
+        out: &mut Vec<Sent>,
     ) {
         if nic.registers.get(at::TCTL) & tctl::EN == 0 {
             return;
@@ -114,7 +122,7 @@ impl Transmitter {
         bytes: &mut usize,
         shared: &mut Shared,
         tally: &mut Tally,
-        out: &mut Vec<Vec<u8>>,
+        out: &mut Vec<Sent>,
     ) -> bool {
         let registers = &nic.registers;
         let word = |within| registers.get(at::tx(q, within));
@@ -122,6 +130,7 @@ impl Transmitter {
         let len = word(queue::LEN) / 16;
         let mut head = word(queue::HEAD);
         let tail = registers.acquire(at::tx(q, queue::TAIL));
+        let rung_ns = nic.rung_ns(q);
         if tail >= len || head >= len {
             if len > 0 && tail >= len {
                 nic.account.bad_descriptors.fetch_add(1, Ordering::Relaxed);
@@ -141,7 +150,7 @@ impl Transmitter {
             if let Some(frame) = self.queues[q].take(nic, dma, shared, low, high) {
                 *bytes = bytes.saturating_sub(frame.len());
                 count(tally, &frame);
-                out.push(frame);
+                out.push(Sent { frame, rung_ns });
             }
             registers.set(at::tx(q, queue::HEAD), head);
             if high as u32 & command::RS != 0 && self.write_back(nic, dma, q, at, high, head).is_ok() {

@@ -103,7 +103,7 @@ impl Ingress {
         }
         if self.late.len() < MAX_LATE && faults.hit(Fault::Delay, &mut self.rng) {
             self.lates += 1;
-            let due_ns = now_ns + faults.time_ns(Fault::Delay);
+            let due_ns = now_ns + faults.delay_ns(Fault::Delay, &mut self.rng);
             self.late.push(Reverse(Late { due_ns, order: self.lates, frame }));
             return;
         }

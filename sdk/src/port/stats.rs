@@ -87,6 +87,11 @@ pub struct GeneratorReport {
     pub corrupt: u64,
     /// Frames that the sink saw a second time.
     pub duplicates: u64,
-    /// Time from a frame's start on its first wire to its arrival at this sink, in nanoseconds.
+    /// Time from when a frame was put on its first wire to its arrival at this sink, in nanoseconds: the devices' part is
+    /// in it, also when the thread that plays them was late.
     pub latency_ns: Histogram<u64>,
+    /// The drivers' part of that, in nanoseconds: from the moment when the frame became visible to the first driver (just
+    /// before its descriptor was written back) to the doorbell by which it was sent to this sink. However late the thread
+    /// is that plays the devices, this is not: only when it missed several doorbells does the last one count for all.
+    pub response_ns: Histogram<u64>,
 }

@@ -16,7 +16,7 @@ fn with_vector(spec: &str, kind: IrqKind) -> (Driver, Vector) {
     (driver, vector)
 }
 
-fn msix(spec: &str) -> (Driver, Vector) {
+pub(super) fn msix(spec: &str) -> (Driver, Vector) {
     let (driver, vector) = with_vector(spec, IrqKind::Msix);
     driver.set(at::GPIE, gpie::MULTIPLE_MSIX | gpie::EIAME | gpie::NSICR);
     driver.set(at::IVAR, at::IVAR_VALID);

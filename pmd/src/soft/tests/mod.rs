@@ -3,6 +3,7 @@
 mod driver;
 mod faults;
 mod interrupts;
+mod looped;
 mod traffic;
 
 use std::time::{Duration, Instant};
@@ -18,7 +19,7 @@ fn nic(spec: &str) -> SoftNic {
 
 /// Waits until `done` holds.
 #[track_caller]
-fn wait(mut done: impl FnMut() -> bool) {
+pub(super) fn wait(mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !done() {
         assert!(Instant::now() < deadline, "it did not happen within {LONG:?}");

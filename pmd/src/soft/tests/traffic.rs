@@ -2,7 +2,7 @@
 
 use super::super::layout::{self as at, ctrl, mrqc, queue, rctl, rxcsum, stat};
 use super::super::packet::{self, Headers};
-use super::super::{Rate, open};
+use super::super::{Fault, Gap, Rate, open};
 use super::driver::{Driver, RING};
 use super::{nic, wait};
 
@@ -46,6 +46,63 @@ fn generated_frames_come_in_and_are_recognised_when_they_go_out() {
     assert_eq!(driver.control().counts(), Default::default());
     assert!(driver.get(stat::GPRC) >= 500);
     assert_eq!(driver.get(stat::GPTC), 500);
+}
+
+#[test]
+fn the_drivers_time_is_told_apart_from_the_rest() {
+    let mut driver = Driver::start(nic("soft:,rate=0"), 1);
+    let reporter = driver.nic.reporter().unwrap();
+    let pause = std::time::Duration::from_millis(3);
+    driver.control().send(1);
+    let data = driver.expect(0).data;
+    std::thread::sleep(pause);
+    driver.send(0, &data);
+    wait(|| reporter.report().received == 1);
+    let report = reporter.report();
+    let (latency_ns, response_ns) = (report.latency_ns.max(), report.response_ns.max());
+    assert!(response_ns >= pause.as_nanos() as u64, "the driver took {response_ns} ns");
+    // One part in a thousand is what a histogram may add.
+    assert!(response_ns <= latency_ns + latency_ns / 500, "{response_ns} of {latency_ns} ns");
+}
+
+#[test]
+fn a_frame_that_is_late_on_its_wire_is_not_the_drivers_fault() {
+    let mut driver = Driver::start(nic("soft:,rate=0"), 1);
+    let reporter = driver.nic.reporter().unwrap();
+    let late = std::time::Duration::from_millis(50);
+    driver.control().set_delay(Fault::Delay, late..=late);
+    driver.control().inject(Fault::Delay, 1);
+    driver.control().send(1);
+    let mut best_ns = u64::MAX;
+    for _ in 0..20 {
+        let data = driver.expect(0).data;
+        driver.send(0, &data);
+        wait(|| reporter.report().response_ns.len() == reporter.report().received);
+        let report = reporter.report();
+        assert!(report.latency_ns.max() >= late.as_nanos() as u64);
+        best_ns = best_ns.min(report.response_ns.min());
+        if best_ns < late.as_nanos() as u64 / 2 {
+            return;
+        }
+        driver.control().inject(Fault::Delay, 1);
+        driver.control().send(1);
+    }
+    panic!("the wire's delay is in the driver's time: {best_ns} ns at best");
+}
+
+#[test]
+fn rate_and_gaps_change_at_run_time() {
+    let mut driver = Driver::start(nic("soft:,rate=0,gap=poisson"), 1);
+    let control = driver.control();
+    for (rate, gap) in [(20_000, Gap::Burst(10)), (50_000, Gap::Poisson), (20_000, Gap::Pareto)] {
+        control.set_traffic(Rate::PerSecond(rate), gap);
+        (0..200).for_each(|_| drop(driver.expect(0)));
+    }
+    control.set_rate(Rate::Silent);
+    assert!(control.settle(super::LONG));
+    while driver.receive(0).is_some() {}
+    assert!(control.settle(super::LONG));
+    assert!(driver.receive(0).is_none());
 }
 
 #[test]
