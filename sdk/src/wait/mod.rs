@@ -1,7 +1,9 @@
-//! Waiting: what a worker can wait for, and how it is woken.
+//! Waiting: what a worker can wait for, how it is woken, and when it sleeps.
 
+mod policy;
 mod source;
 mod waker;
 
+pub use policy::{Adaptive, GapBucket, GapHistogram, Idle, ParsePolicyError, Target, WaitPolicy, WakeCost};
 pub use source::{Source, Wake};
 pub use waker::Waker;

@@ -1,0 +1,169 @@
+//! How long to look before sleeping, so that the expected cost is least.
+//!
+//! A gap that ends while the worker looks costs its length; a longer one costs the time spent looking and one sleep. Over
+//! a histogram of gaps, the best spin time is found by trying all that matter. Two histograms watch the same gaps: one
+//! remembers thousands, and is precise while traffic stays as it is; one remembers dozens, and has forgotten the old
+//! traffic soon after it changed. The rule follows whichever would have done better lately.
+
+use super::gaps::GapHistogram;
+use super::guard::{Guard, cost};
+
+/// Gaps that the precise histogram remembers.
+const LONG_MEMORY: u32 = 8192;
+/// Gaps that the quick one remembers.
+const SHORT_MEMORY: u32 = 48;
+/// Gaps over which the two are compared.
+const RACE_MEMORY: f64 = 128.0;
+/// The quick one is followed while its losses are below this share of the precise one's: below one, since chance favours
+/// the one that follows chance.
+const QUICK_WINS: f64 = 0.93;
+/// No spin time is longer than this many sleeps: what it would still catch costs more than it saves.
+const LONGEST_SLEEPS: f64 = 8.0;
+/// How much dearer than the best the deterministic rule's choice may look and still be taken, being the one that goes
+/// least wrong when traffic changes.
+const NEAR_TIE: f64 = 0.003;
+/// The best spin time is found anew after this many gaps,
+const REVIEW_GAPS: u32 = 64;
+/// of which one that was slept in counts as many as this.
+const SLEPT_COUNTS: u32 = 16;
+
+/// Learns gaps and says how long to look.
+#[derive(Debug, Clone)]
+pub(super) struct Rule {
+    /// What a sleep costs, in nanoseconds.
+    sleep: f64,
+    /// What it is to cost from the next review on. Not sooner: the guard pays for a gap by the cost that it permitted it with.
+    next_sleep: f64,
+    precise: Learner,
+    quick: Learner,
+    /// Which of the two is followed.
+    follow_quick: bool,
+    guard: Guard,
+    /// What the followed learner's choice may cost at worst beyond what the guard earns with it.
+    shortfall: f64,
+    until_review: u32,
+    spin_ns: u64,
+}
+
+/// A histogram, the choice that follows from it, and what that choice has cost lately.
+#[derive(Debug, Clone)]
+struct Learner {
+    gaps: GapHistogram,
+    spin: f64,
+    lost: f64,
+}
+
+impl Rule {
+    /// A rule that knows no gaps yet, when a sleep costs `sleep_ns`.
+    pub(super) fn new(sleep_ns: u64) -> Self {
+        let sleep = sleep_ns.max(1) as f64;
+        let learner = |memory| Learner { gaps: GapHistogram::new(memory), spin: sleep, lost: 0.0 };
+        Self {
+            sleep,
+            next_sleep: sleep,
+            precise: learner(LONG_MEMORY),
+            quick: learner(SHORT_MEMORY),
+            follow_quick: false,
+            guard: Guard::new(sleep),
+            shortfall: Guard::shortfall(sleep, sleep),
+            until_review: 1,
+            spin_ns: sleep as u64,
+        }
+    }
+
+    /// How long to look in the gap that begins now.
+    #[inline]
+    pub(super) fn spin_ns(&self) -> u64 {
+        self.spin_ns
+    }
+
+    /// What a sleep counts as, in nanoseconds.
+    #[cfg(test)]
+    pub(super) fn sleep(&self) -> f64 {
+        self.sleep
+    }
+
+    /// What is known of gaps.
+    pub(super) fn gaps(&self) -> &GapHistogram {
+        &self.precise.gaps
+    }
+
+    /// Sleeps cost this much, from the next review on.
+    pub(super) fn set_sleep_ns(&mut self, sleep_ns: u64) {
+        self.next_sleep = sleep_ns.max(1) as f64;
+    }
+
+    /// A gap ended; `slept` if it outlasted the looking.
+    #[inline]
+    pub(super) fn learn(&mut self, gap_ns: u64, slept: bool) {
+        let gap = gap_ns as f64;
+        self.guard.settle(gap, self.spin_ns as f64, self.sleep);
+        self.precise.learn(gap_ns, self.sleep);
+        self.quick.learn(gap_ns, self.sleep);
+        self.until_review = self.until_review.saturating_sub(if slept { SLEPT_COUNTS } else { 1 });
+        if self.until_review == 0 {
+            self.review();
+        }
+        let spin = if self.guard.permits(self.shortfall) { self.followed().spin } else { self.sleep };
+        self.spin_ns = spin as u64;
+    }
+
+    /// Finds the best spin times anew.
+    fn review(&mut self) {
+        self.sleep = self.next_sleep;
+        self.precise.spin = cheapest(&self.precise.gaps, self.sleep);
+        self.quick.spin = cheapest(&self.quick.gaps, self.sleep);
+        self.follow_quick = self.quick.lost < QUICK_WINS * self.precise.lost;
+        self.shortfall = Guard::shortfall(self.followed().spin.floor(), self.sleep);
+        // While there is little to go by, each gap may change the picture.
+        self.until_review = (self.precise.gaps.weight() as u32 / 4).clamp(1, REVIEW_GAPS);
+    }
+
+    fn followed(&self) -> &Learner {
+        if self.follow_quick { &self.quick } else { &self.precise }
+    }
+}
+
+impl Learner {
+    #[inline]
+    fn learn(&mut self, gap_ns: u64, sleep: f64) {
+        self.lost += cost(gap_ns as f64, self.spin, sleep) - self.lost / RACE_MEMORY;
+        self.gaps.add(gap_ns);
+    }
+}
+
+/// The spin time with the least expected cost over `gaps`, when a sleep costs `sleep`.
+fn cheapest(gaps: &GapHistogram, sleep: f64) -> f64 {
+    let expected = |spin: f64, share: f64, mean_ns: f64| mean_ns + (1.0 - share) * (spin + sleep);
+    let mut best = (sleep, 0.0);
+    // The deterministic rule's cost: what is known just before the first spin time beyond it.
+    let mut deterministic = expected(sleep, 0.0, 0.0);
+    for caught in gaps.spins() {
+        let spin = caught.spin_ns as f64;
+        if spin > LONGEST_SLEEPS * sleep {
+            break;
+        }
+        let cost = expected(spin, caught.share, caught.mean_ns);
+        if cost < best.0 {
+            best = (cost, spin);
+        }
+        if spin <= sleep {
+            deterministic = expected(sleep, caught.share, caught.mean_ns);
+        }
+    }
+    if deterministic <= best.0 * (1.0 + NEAR_TIE) { sleep } else { best.1 }
+}
+
+/// The longest spin time whose processor time is expected to stay within `share` of the gaps, when a sleep takes `cpu` of it;
+/// `None` when even sleeping at once takes more.
+pub(super) fn longest_within(gaps: &GapHistogram, share: f64, cpu: f64) -> Option<u64> {
+    let allowed = share * gaps.mean_ns();
+    let mut longest = (cpu <= allowed).then_some(0);
+    for caught in gaps.spins() {
+        let spent = caught.mean_ns + (1.0 - caught.share) * (caught.spin_ns as f64 + cpu);
+        if spent <= allowed {
+            longest = Some(caught.spin_ns);
+        }
+    }
+    longest
+}

@@ -1,0 +1,190 @@
+//! Targets, kept over a minute by a simulated worker.
+
+use std::time::Duration;
+
+use super::*;
+
+/// A worker that serves frames and is idle in between, as the wait engine is.
+struct Worker {
+    policy: Adaptive,
+    now_ns: u64,
+    woken_at_ns: u64,
+    idle_ns: u64,
+    spent_ns: u64,
+    sleeps: u64,
+    late: u64,
+    /// Sum of what waiting added to the frames that ended a gap.
+    added_ns: u64,
+    gaps: u64,
+}
+
+/// Processor time of serving one frame.
+const SERVE_NS: u64 = 300;
+
+impl Worker {
+    fn new(target: Target) -> Self {
+        let policy = Adaptive::new(COST, target);
+        Self { policy, now_ns: 0, woken_at_ns: 0, idle_ns: 0, spent_ns: 0, sleeps: 0, late: 0, added_ns: 0, gaps: 0 }
+    }
+
+    /// Serves frames that arrive with these gaps between them, for a minute. A sleep adds what `latency_ns` says.
+    fn run(mut self, mut gap_ns: impl FnMut() -> u64, mut latency_ns: impl FnMut() -> u64, limit_ns: u64) -> Self {
+        let mut arrives_ns = 0;
+        while self.now_ns < 60_000_000_000 {
+            arrives_ns += gap_ns();
+            if arrives_ns > self.now_ns {
+                self.wait(arrives_ns, &mut latency_ns, limit_ns);
+            }
+            self.now_ns += SERVE_NS;
+        }
+        self
+    }
+
+    /// Idle until the work that comes then is found.
+    fn wait(&mut self, arrives_ns: u64, latency_ns: &mut impl FnMut() -> u64, limit_ns: u64) {
+        let began_ns = self.now_ns;
+        let gap_ns = arrives_ns - began_ns;
+        let spin_ns = self.policy.spin_ns();
+        self.gaps += 1;
+        if gap_ns <= spin_ns {
+            self.now_ns = arrives_ns;
+            self.idle_ns += gap_ns;
+            self.spent_ns += gap_ns;
+            self.policy.learn(Idle::looked(gap_ns));
+            return;
+        }
+        let latency_ns = latency_ns();
+        let fires_ns = arrives_ns.max(self.woken_at_ns + self.policy.hold_ns());
+        self.now_ns = fires_ns + latency_ns;
+        self.woken_at_ns = self.now_ns;
+        self.sleeps += 1;
+        self.late += u64::from(latency_ns > limit_ns);
+        self.added_ns += self.now_ns - arrives_ns;
+        self.idle_ns += self.now_ns - began_ns;
+        self.spent_ns += spin_ns + COST.cpu_ns;
+        self.policy.on_wake_latency(latency_ns);
+        self.policy.learn(Idle { gap_ns, idle_ns: self.now_ns - began_ns, looked_ns: spin_ns, sleeps: 1 });
+    }
+
+    fn share(&self) -> f64 {
+        self.spent_ns as f64 / self.idle_ns as f64
+    }
+
+    fn mean_added_ns(&self) -> f64 {
+        self.added_ns as f64 / self.gaps as f64
+    }
+}
+
+fn bursts(shape: f64) -> impl FnMut() -> u64 {
+    let mut gaps = on_off(&mut Random(5), 30, shape, 300_000).into_iter().cycle();
+    move || gaps.next().unwrap()
+}
+
+fn poisson(mean_ns: f64) -> impl FnMut() -> u64 {
+    let mut random = Random(6);
+    move || random.exponential(mean_ns)
+}
+
+#[test]
+fn a_share_of_the_processor_is_kept_over_a_minute() {
+    for share in [0.01, 0.1, 0.5] {
+        let traffic: [(&str, Box<dyn FnMut() -> u64>); 5] = [
+            ("Poisson, 30 us", Box::new(poisson(30_000.0))),
+            ("Poisson, 100 us", Box::new(poisson(100_000.0))),
+            ("Poisson, 2 ms", Box::new(poisson(2e6))),
+            ("bursts, 1.2", Box::new(bursts(1.2))),
+            ("bursts, 1.5", Box::new(bursts(1.5))),
+        ];
+        for (name, gap_ns) in traffic {
+            let worker = Worker::new(Target::Cpu { share }).run(gap_ns, || W, u64::MAX);
+            let spent = worker.share();
+            eprintln!(
+                "cpu={}% {name}: {:.3}%, {:.1} us added, {:?}",
+                100.0 * share,
+                100.0 * spent,
+                worker.mean_added_ns() / 1e3,
+                worker.policy.verdict()
+            );
+            assert!(spent <= share * 1.001, "{name}: {spent} of {share}");
+        }
+    }
+}
+
+#[test]
+fn what_the_share_leaves_is_used() {
+    // With half a core, much of the gaps of 100 us can be looked through; with all of it, all.
+    let half = Worker::new(Target::Cpu { share: 0.5 }).run(poisson(100_000.0), || W, u64::MAX);
+    assert!(half.share() > 0.4, "{}", half.share());
+    let all = Worker::new(Target::Cpu { share: 1.0 }).run(poisson(100_000.0), || W, u64::MAX);
+    assert_eq!((all.sleeps, all.added_ns), (0, 0));
+}
+
+#[test]
+fn too_many_wake_ups_are_held_back_and_the_verdict_says_so() {
+    let worker = Worker::new(Target::Cpu { share: 0.05 }).run(poisson(10_000.0), || W, u64::MAX);
+    assert!(worker.policy.hold_ns() >= 120_000, "{}", worker.policy.hold_ns());
+    let verdict = worker.policy.verdict().expect("a reason");
+    assert!(verdict.contains("cpu=5%") && verdict.contains("6 us of processor time"), "{verdict}");
+    let easy = Worker::new(Target::Cpu { share: 0.05 }).run(poisson(1e6), || W, u64::MAX);
+    assert_eq!((easy.policy.hold_ns(), easy.policy.verdict()), (0, None));
+}
+
+/// Wake-ups of which a few, by chance, add 90 us and the others 20 us.
+fn sometimes_late(share: f64) -> impl FnMut() -> u64 {
+    let mut random = Random(7);
+    move || if random.unit() < share { 90_000 } else { 20_000 }
+}
+
+fn wake(latency_us: u64) -> Target {
+    Target::Wake { latency: Duration::from_micros(latency_us) }
+}
+
+#[test]
+fn a_wake_up_latency_is_kept_over_a_minute() {
+    for late in [0.0, 0.004, 0.008, 0.012, 0.05, 0.5] {
+        let traffic: [(&str, Box<dyn FnMut() -> u64>); 3] = [
+            ("Poisson, 200 us", Box::new(poisson(200_000.0))),
+            ("Poisson, 2 ms", Box::new(poisson(2e6))),
+            ("bursts", Box::new(bursts(1.5))),
+        ];
+        for (name, gap_ns) in traffic {
+            let worker = Worker::new(wake(50)).run(gap_ns, sometimes_late(late), 50_000);
+            let kept = worker.late * 100 <= worker.sleeps;
+            let share = worker.share();
+            eprintln!(
+                "{late} {name}: {} of {} late, {share:.3} of the processor, {:?}",
+                worker.late,
+                worker.sleeps,
+                worker.policy.verdict()
+            );
+            assert!(kept || worker.policy.verdict().is_some(), "{name}, {late}: {} of {}", worker.late, worker.sleeps);
+            // Nothing late: it sleeps as soon as that saves processor time.
+            assert!(late > 0.0 || worker.policy.verdict().is_none(), "{name}: {:?}", worker.policy.verdict());
+        }
+    }
+}
+
+#[test]
+fn within_its_latency_it_spends_least() {
+    let free = Worker::new(wake(50)).run(poisson(100_000.0), || W, 50_000);
+    // 6 us of processor time a gap.
+    assert!((free.share() - 0.048).abs() < 0.01, "{}", free.share());
+    // Gaps shorter than what a sleep takes are looked through.
+    let short = Worker::new(wake(50)).run(|| 4_000, || W, 50_000);
+    assert!(short.sleeps < 10, "{}", short.sleeps);
+}
+
+#[test]
+fn a_latency_that_no_sleep_keeps_makes_it_poll_and_say_so() {
+    let policy = Adaptive::new(WakeCost { latency_ns: 24_000, latency_p99_ns: 61_000, cpu_ns: 6_000 }, wake(20));
+    assert_eq!(policy.spin_ns(), u64::MAX);
+    let verdict = policy.verdict().expect("a reason");
+    assert!(verdict.contains("24 us at the median and 61 us at p99") && verdict.contains("wake=20us"), "{verdict}");
+}
+
+#[test]
+fn wake_ups_that_became_slow_end_the_sleeping() {
+    let worker = Worker::new(wake(50)).run(poisson(1e6), || 90_000, 50_000);
+    assert!(worker.late < 20, "{} late", worker.late);
+    assert!(worker.policy.verdict().is_some_and(|why| why.contains("sleeps added more than")));
+}
