@@ -1,30 +1,26 @@
-//! Interrupts: one vector a receive queue and one for the link where the device has them, one for all queues where not.
+//! Which vector is whose: one a queue and one for the link where the device has as many, one for all where it has not.
 //!
-//! With MSI-X each vector has a bit in EICR (cause), EIMS (mask), EIAC (the message clears the cause) and EIAM (the
-//! message masks it), so a vector fires once for each [`QueueIrq::arm`]. With MSI and INTx every queue shares the cause
-//! ICR.RXDW, and the link must be polled.
+//! ```text
+//! MSI-X, vectors for all       rx 0 | rx 1 | .. | tx 0 | tx 1 | .. | link
+//! MSI-X, too few for that      rx 0 and tx 0 | rx 1 and tx 1 | .. | link
+//! MSI, INTx                    everything but the link, which must be polled
+//! ```
 //!
-//! **No lost wake-up.** While a queue is polled its cause bit stays set. Arming clears it, unmasks it, and then reads a
-//! register: when the read returns, both writes have reached the device, and every descriptor that was written before
-//! the clearing is visible (PCIe does not let a completion pass earlier writes). So a frame either is seen by the look at
-//! `pending` that follows, or sets its cause after the clearing and fires. Without the read, the clearing could reach the
-//! device after that look and wipe out the cause of a frame that nobody has seen.
+//! What a vector is armed by, and held back by, is in [`line`](super::line).
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use spinwake::device::DeviceError;
 use spinwake::irq::{IrqKind, Vector};
-use spinwake::mmio::Bar;
 use spinwake::port::PortError;
 
+use super::line::{Line, QueueIrq, Side};
 use super::nic::Nic;
 use super::regs::{self, IVAR_VALID, gpie, icr};
 
 /// What fires the link's vector: the link changed, or the device had to reset itself or its transmit DMA.
 const OTHER_CAUSES: u32 = icr::LSC | icr::DRSTA | icr::DOUTSYNC;
-/// What stands for every receive queue outside MSI-X mode.
-const RX_CAUSE: u32 = icr::RXDW;
 /// In the order of preference.
 const KINDS: [IrqKind; 3] = [IrqKind::Msix, IrqKind::Msi, IrqKind::Intx];
 
@@ -35,24 +31,50 @@ pub(super) struct Interrupts {
     /// Fires for [`OTHER_CAUSES`].
     pub(super) link: Option<Arc<Vector>>,
     lines: Vec<Arc<Line>>,
+    plan: Plan,
 }
 
-/// One vector, and the receive queues that share it.
-#[derive(Debug)]
-struct Line {
-    vector: Arc<Vector>,
-    mode: Mode,
-    /// Queues that are armed. Held while the device is told: queues that share a vector may belong to different workers,
-    /// and the mask that the last one sets must not come after the first one's arming.
-    armed: Mutex<usize>,
+/// Who gets which vector.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Plan {
+    /// The first vectors are the receive queues'; queue n has number n modulo this.
+    rx: usize,
+    /// As many follow for the transmit queues, one each. None: they share those of the receive queues of their number.
+    tx: usize,
+    /// The last is the link's.
+    link: bool,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum Mode {
-    /// MSI-X: this bit of EICR.
-    Extended(u32),
-    /// MSI, or INTx, which must be unmasked after it fired.
-    Legacy { intx: bool },
+impl Plan {
+    /// The plans to try for `rx` and `tx` queues on a device with `vectors` of kind `kind`, the best first.
+    ///
+    /// A transmit queue has a vector of its own where that is possible, so that nobody who waits for frames alone is woken
+    /// by completions.
+    fn candidates(kind: IrqKind, vectors: usize, rx: usize, tx: usize) -> Vec<Self> {
+        if kind != IrqKind::Msix {
+            return vec![Self { rx: 1, tx: 0, link: false }];
+        }
+        let mut plans = Vec::new();
+        if rx + tx < vectors {
+            plans.push(Self { rx, tx, link: true });
+        }
+        // The link gets one if there is one to spare.
+        let rx = rx.min(vectors.saturating_sub(1)).max(1);
+        plans.push(Self { rx, tx: 0, link: rx < vectors });
+        plans
+    }
+
+    fn lines(self) -> usize {
+        self.rx + self.tx
+    }
+
+    /// The vector of queue `queue`.
+    fn line_of(self, side: Side, queue: usize) -> usize {
+        match side {
+            Side::Tx if self.tx > 0 => self.rx + queue % self.tx,
+            _ => queue % self.rx.max(1),
+        }
+    }
 }
 
 impl Interrupts {
@@ -61,15 +83,15 @@ impl Interrupts {
         KINDS.into_iter().find(|&kind| forced.is_none_or(|f| f == kind) && nic.device.irq_count(kind) > 0)
     }
 
-    /// Turns interrupts on for `queues` receive queues, all of them masked: of kind `forced` or none, or else of the best
-    /// kind that works. Queues of a device without any can only be polled, which the log then says.
-    pub(super) fn turn_on(nic: &Nic, forced: Option<IrqKind>, queues: usize) -> Result<Self, PortError> {
+    /// Turns interrupts on for `rx` receive and `tx` transmit queues, all of them masked: of kind `forced` or none, or else
+    /// of the best kind that works. Queues of a device without any can only be polled, which the log then says.
+    pub(super) fn turn_on(nic: &Nic, forced: Option<IrqKind>, rx: usize, tx: usize) -> Result<Self, PortError> {
         for kind in KINDS.into_iter().filter(|kind| forced.is_none_or(|f| f == *kind)) {
             let count = nic.device.irq_count(kind);
             if count == 0 {
                 continue;
             }
-            match Self::turn_on_kind(nic, kind, count, queues) {
+            match Self::turn_on_kind(nic, kind, count, rx, tx) {
                 Ok(interrupts) => return Ok(interrupts),
                 Err(error) if forced.is_some() => return Err(error.into()),
                 Err(error) => log::warn!("{}: {kind} does not work: {error}", nic.name()),
@@ -83,11 +105,28 @@ impl Interrupts {
         Ok(Self::default())
     }
 
-    fn turn_on_kind(nic: &Nic, kind: IrqKind, count: usize, queues: usize) -> Result<Self, DeviceError> {
-        // The last vector is the link's, if there is one to spare.
-        let lines = if kind == IrqKind::Msix { queues.min(count.saturating_sub(1)).max(1) } else { 1 };
-        let with_link = kind == IrqKind::Msix && lines < count.min(nic.model.vectors);
-        let vectors = (0..lines + usize::from(with_link))
+    fn turn_on_kind(nic: &Nic, kind: IrqKind, count: usize, rx: usize, tx: usize) -> Result<Self, DeviceError> {
+        // One register of EITR a vector: what has none cannot be used.
+        let mut plans = Plan::candidates(kind, count.min(nic.model.vectors), rx, tx).into_iter().peekable();
+        loop {
+            let Some(plan) = plans.next() else {
+                return Err(DeviceError::Missing { device: nic.name().into(), what: format!("{kind} vectors") });
+            };
+            match Self::allocate(nic, kind, plan) {
+                Ok(interrupts) => {
+                    interrupts.program(nic, rx, tx);
+                    return Ok(interrupts);
+                }
+                // The kernel may have fewer to give than the device has.
+                Err(error) if plans.peek().is_some() => log::debug!("{}: {error}; sharing vectors", nic.name()),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Makes the vectors and connects them.
+    fn allocate(nic: &Nic, kind: IrqKind, plan: Plan) -> Result<Self, DeviceError> {
+        let vectors = (0..plan.lines() + usize::from(plan.link))
             .map(|_| Vector::new().map(Arc::new))
             .collect::<Result<Vec<_>, _>>()
             .map_err(|source| DeviceError::Call {
@@ -98,39 +137,28 @@ impl Interrupts {
             })?;
         let fds: Vec<BorrowedFd<'_>> = vectors.iter().map(|v| v.as_fd()).collect();
         nic.device.irq_enable(kind, &fds)?;
-        let link = with_link.then(|| vectors[lines].clone());
-        let lines: Vec<_> = vectors
-            .into_iter()
-            .take(lines)
-            .enumerate()
-            .map(|(i, vector)| {
-                let mode = match kind {
-                    IrqKind::Msix => Mode::Extended(1 << i),
-                    IrqKind::Msi => Mode::Legacy { intx: false },
-                    IrqKind::Intx => Mode::Legacy { intx: true },
-                };
-                Arc::new(Line { vector, mode, armed: Mutex::new(0) })
-            })
-            .collect();
-        let interrupts = Self { kind: Some(kind), link, lines };
-        interrupts.program(nic, queues);
-        Ok(interrupts)
+        let link = plan.link.then(|| vectors[plan.lines()].clone());
+        let vectors = vectors.into_iter().take(plan.lines()).enumerate();
+        let lines = vectors.map(|(i, vector)| Arc::new(Line::new(kind, i, vector))).collect();
+        Ok(Self { kind: Some(kind), link, lines, plan })
     }
 
     /// Routes every cause to its vector and unmasks the link's.
-    fn program(&self, nic: &Nic, queues: usize) {
+    fn program(&self, nic: &Nic, rx: usize, tx: usize) {
         let bar = &nic.bar;
         bar.write(regs::EIMC, u32::MAX);
         bar.write(regs::IMC, u32::MAX);
         bar.write(regs::IAM, 0);
         for vector in 0..nic.model.vectors {
-            // No moderation in the device: hidden coalescing is hidden latency.
+            // No moderation unless somebody asks for it: hidden coalescing is hidden latency.
             bar.write(regs::eitr(vector), 0);
         }
         let mut ivar = [0; 8];
-        for queue in 0..queues {
-            let (register, shift) = nic.model.ivar.rx_entry(queue);
-            ivar[register] |= (IVAR_VALID | (queue % self.lines.len()) as u32) << shift;
+        for (side, queues) in [(Side::Rx, rx), (Side::Tx, tx)] {
+            for queue in 0..queues {
+                let (register, shift) = nic.model.ivar.entry(side, queue);
+                ivar[register] |= (IVAR_VALID | self.plan.line_of(side, queue) as u32) << shift;
+            }
         }
         for (n, value) in ivar.into_iter().enumerate() {
             bar.write(regs::ivar(n), value);
@@ -159,10 +187,10 @@ impl Interrupts {
         }
     }
 
-    /// The interrupt of receive queue `queue`.
-    pub(super) fn of_queue(&self, queue: usize) -> Option<QueueIrq> {
-        let line = self.lines.get(queue % self.lines.len().max(1))?.clone();
-        Some(QueueIrq { line, armed: false })
+    /// The interrupt of queue `queue`; `None` when there is none.
+    pub(super) fn of_queue(&self, side: Side, queue: usize) -> Option<QueueIrq> {
+        let line = self.lines.get(self.plan.line_of(side, queue))?;
+        Some(QueueIrq::new(line.clone(), side, queue))
     }
 
     /// Clears what fired the link's vector, so that the next change fires it again. To be called before looking.
@@ -173,148 +201,28 @@ impl Interrupts {
     }
 }
 
-/// The interrupt of one receive queue.
-#[derive(Debug)]
-pub(super) struct QueueIrq {
-    line: Arc<Line>,
-    armed: bool,
-}
-
-impl QueueIrq {
-    pub(super) fn vector(&self) -> &Arc<Vector> {
-        &self.line.vector
-    }
-
-    pub(super) fn kind(&self) -> IrqKind {
-        match self.line.mode {
-            Mode::Extended(_) => IrqKind::Msix,
-            Mode::Legacy { intx: false } => IrqKind::Msi,
-            Mode::Legacy { intx: true } => IrqKind::Intx,
-        }
-    }
-
-    /// Makes the next frame fire the vector.
-    pub(super) fn arm(&mut self, nic: &Nic) {
-        if self.armed {
-            return;
-        }
-        self.armed = true;
-        self.line.arm(&nic.bar);
-        if matches!(self.line.mode, Mode::Legacy { intx: true })
-            // Harmless when the kernel had not masked it.
-            && let Err(error) = nic.device.irq_unmask()
-        {
-            log::debug!("{}: INTx stays masked: {error}", nic.name());
-        }
-    }
-
-    /// Makes it fire no more, and forgets that it fired.
-    pub(super) fn disarm(&mut self, nic: &Nic) {
-        if !self.armed {
-            return;
-        }
-        self.armed = false;
-        self.line.disarm(&nic.bar);
-    }
-}
-
-impl Line {
-    /// For one queue more.
-    fn arm(&self, bar: &Bar) {
-        let mut armed = self.armed();
-        let alone = *armed == 0;
-        *armed += 1;
-        match self.mode {
-            Mode::Extended(bit) => {
-                // Another armed queue's cause must not be cleared; at worst this queue then wakes once for nothing.
-                if alone {
-                    bar.write(regs::EICR, bit);
-                }
-                bar.write(regs::EIMS, bit);
-                bar.read(regs::EIMS);
-            }
-            Mode::Legacy { .. } => {
-                // Reading clears every cause, and lowers the line of INTx: before the kernel has seen it, maybe.
-                let causes = bar.read(regs::ICR);
-                if !alone && causes & RX_CAUSE != 0 {
-                    self.vector.signal(1);
-                }
-                bar.write(regs::IMS, RX_CAUSE);
-                bar.read(regs::IMS);
-            }
-        }
-    }
-
-    /// For one queue less.
-    fn disarm(&self, bar: &Bar) {
-        let mut armed = self.armed();
-        *armed -= 1;
-        // While others wait for the same vector it stays on, and its count stays theirs.
-        if *armed == 0 {
-            match self.mode {
-                Mode::Extended(bit) => bar.write(regs::EIMC, bit),
-                Mode::Legacy { .. } => bar.write(regs::IMC, RX_CAUSE),
-            }
-            self.vector.take();
-        }
-    }
-
-    fn armed(&self) -> MutexGuard<'_, usize> {
-        self.armed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
-    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-    use std::time::Duration;
-
-    use spinwake::mmio::{RegisterIo, Width};
-
     use super::*;
 
-    /// A mask, and a pause before it is set: long enough for another thread to arm meanwhile, if nothing stops it.
-    #[derive(Debug)]
-    struct SlowMask {
-        ims: AtomicU32,
-        masking: SyncSender<()>,
-        armed: Mutex<Receiver<()>>,
-    }
-
-    impl RegisterIo for SlowMask {
-        fn read(&self, _: usize, _: Width) -> u64 {
-            0
-        }
-        fn write(&self, offset: usize, _: Width, value: u64) {
-            if offset == regs::IMS.offset() {
-                self.ims.fetch_or(value as u32, Ordering::SeqCst);
-            } else if offset == regs::IMC.offset() {
-                self.masking.send(()).unwrap();
-                // Running into the limit is the good end: the other thread has to wait.
-                let _ = self.armed.lock().unwrap().recv_timeout(Duration::from_millis(100));
-                self.ims.fetch_and(!value as u32, Ordering::SeqCst);
-            }
-        }
+    #[test]
+    fn transmit_queues_have_vectors_of_their_own_where_there_are_enough() {
+        let plan = |vectors, rx, tx| Plan::candidates(IrqKind::Msix, vectors, rx, tx)[0];
+        assert_eq!(plan(25, 12, 12), Plan { rx: 12, tx: 12, link: true });
+        assert_eq!(plan(25, 12, 13), Plan { rx: 12, tx: 0, link: true });
+        assert_eq!(plan(5, 4, 4), Plan { rx: 4, tx: 0, link: true });
+        assert_eq!(plan(3, 4, 4), Plan { rx: 2, tx: 0, link: true });
+        assert_eq!(plan(1, 1, 1), Plan { rx: 1, tx: 0, link: false });
+        assert_eq!(Plan::candidates(IrqKind::Msix, 25, 2, 2).len(), 2, "sharing is the way out");
+        assert_eq!(Plan::candidates(IrqKind::Msi, 1, 4, 4), [Plan { rx: 1, tx: 0, link: false }]);
     }
 
     #[test]
-    fn a_queue_that_disarms_does_not_mask_one_that_arms_meanwhile() {
-        let ((masking, in_mask), (tell, armed)) = (sync_channel(1), sync_channel(1));
-        let io = Arc::new(SlowMask { ims: AtomicU32::new(0), masking, armed: Mutex::new(armed) });
-        let bar = Bar::trapped(0x10000, io.clone());
-        let vector = Arc::new(Vector::new().unwrap());
-        let line = Line { vector, mode: Mode::Legacy { intx: false }, armed: Mutex::new(0) };
-        let (line, bar) = (&line, &bar);
-        line.arm(bar);
-        std::thread::scope(|scope| {
-            scope.spawn(move || {
-                in_mask.recv().unwrap();
-                line.arm(bar);
-                tell.send(()).unwrap();
-            });
-            line.disarm(bar);
-        });
-        assert_eq!(io.ims.load(Ordering::SeqCst), RX_CAUSE);
+    fn every_queue_has_a_vector_and_no_two_share_one_without_need() {
+        let own = Plan { rx: 3, tx: 2, link: true };
+        assert_eq!([0, 1, 2].map(|queue| own.line_of(Side::Rx, queue)), [0, 1, 2]);
+        assert_eq!([0, 1].map(|queue| own.line_of(Side::Tx, queue)), [3, 4]);
+        let shared = Plan { rx: 2, tx: 0, link: true };
+        assert_eq!([0, 1, 2].map(|queue| shared.line_of(Side::Tx, queue)), [0, 1, 0]);
     }
 }

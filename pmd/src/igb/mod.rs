@@ -14,6 +14,7 @@
 pub mod desc;
 mod filters;
 mod irq;
+mod line;
 mod link;
 mod model;
 mod nic;
@@ -38,6 +39,7 @@ pub use model::{IDS, IdRow, IvarLayout, Model};
 
 use filters::Filters;
 use irq::Interrupts;
+use line::Side;
 use nic::{Health, Nic};
 use regs::{ctrl, ctrl_ext, mrqc, rctl, rxcsum, tctl};
 use rx::{IgbRx, RxSetup};
@@ -208,7 +210,7 @@ impl IgbPort {
                 max_frame: self.max_receive().into(),
                 offloads: config.offloads,
                 drop: config.rx_queues > 1,
-                irq: interrupts.of_queue(queue),
+                irq: interrupts.of_queue(Side::Rx, queue),
                 counters: self.rx_counters[queue].clone(),
             };
             queues.rx.push(Box::new(IgbRx::start(self.nic.clone(), setup)?));
@@ -219,6 +221,7 @@ impl IgbPort {
                 ring_len: config.tx_ring_len.into(),
                 max_frame: self.max_frame().into(),
                 offloads: config.offloads,
+                irq: interrupts.of_queue(Side::Tx, queue),
                 counters: self.tx_counters[queue].clone(),
             };
             queues.tx.push(Box::new(IgbTx::start(self.nic.clone(), setup)?));
@@ -233,7 +236,8 @@ impl IgbPort {
         }
         self.write_config();
         self.nic.device.set_bus_master(true)?;
-        let interrupts = Interrupts::turn_on(&self.nic, self.options.irq, self.config.rx_queues.into())?;
+        let (rx, tx) = (self.config.rx_queues.into(), self.config.tx_queues.into());
+        let interrupts = Interrupts::turn_on(&self.nic, self.options.irq, rx, tx)?;
         let queues = self.start_queues(&interrupts)?;
         self.nic.bar.modify(regs::TCTL, 0, tctl::EN);
         self.write_rctl(true);

@@ -1,5 +1,6 @@
 //! Which devices the driver knows, and what differs between them.
 
+use super::line::Side;
 use super::regs;
 
 /// Intel's vendor number.
@@ -15,11 +16,16 @@ pub enum IvarLayout {
 }
 
 impl IvarLayout {
-    /// The IVAR register and the bit at which the entry of receive queue `q` starts.
-    pub(super) const fn rx_entry(self, q: usize) -> (usize, u32) {
-        match self {
-            Self::Columns => (q % 8, if q < 8 { 0 } else { 16 }),
-            Self::Pairs => (q / 2, if q.is_multiple_of(2) { 0 } else { 16 }),
+    /// The IVAR register and the bit at which the entry of queue `q` starts.
+    pub(super) const fn entry(self, side: Side, q: usize) -> (usize, u32) {
+        let (register, low) = match self {
+            Self::Columns => (q % 8, q < 8),
+            Self::Pairs => (q / 2, q.is_multiple_of(2)),
+        };
+        let shift = if low { 0 } else { 16 };
+        match side {
+            Side::Rx => (register, shift),
+            Side::Tx => (register, shift + 8),
         }
     }
 }
@@ -91,11 +97,12 @@ mod tests {
     fn ivar_entries_of_one_layout_do_not_overlap() {
         for row in IDS {
             let queues = usize::from(row.model.queues);
-            let mut seen: Vec<_> = (0..queues).map(|q| row.model.ivar.rx_entry(q)).collect();
-            assert!(seen.iter().all(|&(register, _)| register < 8));
+            let entries = |side| (0..queues).map(move |q| row.model.ivar.entry(side, q));
+            let mut seen: Vec<_> = entries(Side::Rx).chain(entries(Side::Tx)).collect();
+            assert!(seen.iter().all(|&(register, shift)| register < 8 && shift <= 24));
             seen.sort_unstable();
             seen.dedup();
-            assert_eq!(seen.len(), queues, "{}", row.name);
+            assert_eq!(seen.len(), 2 * queues, "{}", row.name);
         }
     }
 }

@@ -217,10 +217,19 @@ pub mod eicr {
     /// Some ICR cause, outside MSI-X mode.
     pub const OTHER: u32 = 1 << 31;
 }
-/// Extended Interrupt Throttle of vector `v` (8.8): zero sends each interrupt at once.
+/// Extended Interrupt Throttle of vector `v` (7.3.4, 8.8): zero sends each interrupt at once.
 pub const fn eitr(v: usize) -> Reg<Rw> {
     assert!(v < MAX_VECTORS);
     Reg::at(0x1680 + 4 * v)
+}
+/// Bits of [`eitr`](fn@eitr).
+pub mod eitr {
+    /// The least time between two interrupts, in microseconds.
+    pub const INTERVAL_SHIFT: u32 = 2;
+    /// The longest interval: 13 bits of microseconds.
+    pub const INTERVAL_MAX: u32 = 0x1fff;
+    /// Counter Ignore: this write changes the interval only, and leaves the counter of the one that runs alone.
+    pub const CNT_INGR: u32 = 1 << 31;
 }
 /// Interrupt Vector Allocation, register `n` (8.8): four 8-bit entries, see [`ivar`].
 pub const fn ivar(n: usize) -> Reg<Rw> {

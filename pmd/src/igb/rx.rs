@@ -14,6 +14,7 @@
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use spinwake::dma::{DescRing, Descriptor};
 use spinwake::frame::{Burst, DATA_ROOM, Frame, Pool, Posted};
@@ -22,7 +23,7 @@ use spinwake::port::{Offloads, PortError, RxCounters, RxQueue};
 use spinwake::wait::{Source, Wake};
 
 use super::desc::rx as desc;
-use super::irq::QueueIrq;
+use super::line::QueueIrq;
 use super::nic::Nic;
 use super::regs::{self, srrctl, xdctl};
 
@@ -339,11 +340,17 @@ impl Source for IgbRx {
             None => Wake::Never("the device has no interrupts".into()),
         }
     }
+
+    fn moderate(&mut self, interval: Duration) -> Option<Duration> {
+        self.irq.as_mut().map(|irq| irq.moderate(&self.nic, interval))
+    }
 }
 
 impl Drop for IgbRx {
     fn drop(&mut self) {
-        self.disarm();
+        if let Some(irq) = &mut self.irq {
+            irq.leave(&self.nic);
+        }
         if !self.nic.stop_queue(regs::rxdctl(self.queue)) {
             self.posted.leak();
             if let Some(ring) = self.ring.take() {

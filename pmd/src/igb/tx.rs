@@ -9,6 +9,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use spinwake::dma::DescRing;
 use spinwake::frame::{Burst, Frame, InFlight, L4Checksum, Pool};
@@ -16,6 +17,7 @@ use spinwake::port::{Offloads, PortError, TxCounters, TxQueue};
 use spinwake::wait::{Source, Wake};
 
 use super::desc::tx as desc;
+use super::line::QueueIrq;
 use super::nic::Nic;
 use super::regs::{self, xdctl};
 
@@ -37,6 +39,7 @@ pub(super) struct TxSetup {
     /// Bytes of the longest frame, without frame check sequence.
     pub(super) max_frame: usize,
     pub(super) offloads: Offloads,
+    pub(super) irq: Option<QueueIrq>,
     pub(super) counters: Arc<TxCounters>,
 }
 
@@ -63,6 +66,7 @@ pub(super) struct IgbTx {
     context: Option<[u64; 2]>,
     max_frame: usize,
     offloads: Offloads,
+    irq: Option<QueueIrq>,
     counters: Arc<TxCounters>,
 }
 
@@ -75,10 +79,18 @@ struct Batch {
     frames: usize,
 }
 
+impl Batch {
+    /// Whether the device has sent all of it.
+    #[inline(always)]
+    fn is_done(self, ring: &DescRing, order: Ordering) -> bool {
+        ring.load(self.end.wrapping_sub(1), 1, order) & desc::DD != 0
+    }
+}
+
 impl IgbTx {
     /// Sets the queue up and enables it.
     pub(super) fn start(nic: Arc<Nic>, setup: TxSetup) -> Result<Self, PortError> {
-        let TxSetup { queue, ring_len, max_frame, offloads, counters } = setup;
+        let TxSetup { queue, ring_len, max_frame, offloads, irq, counters } = setup;
         let ring = DescRing::new(nic.domain(), ring_len, nic.device.numa_node())
             .map_err(|source| PortError::Dma { port: nic.name().into(), source })?;
         let base = ring.iova().get();
@@ -96,6 +108,7 @@ impl IgbTx {
             context: None,
             max_frame,
             offloads,
+            irq,
             counters,
             nic,
         };
@@ -118,14 +131,20 @@ impl IgbTx {
         self.len - 1 - (self.tail - self.clean)
     }
 
+    /// The oldest batch in flight, if there is one.
+    #[inline(always)]
+    fn oldest_batch(&self) -> Batch {
+        self.batches[self.first_batch & (self.batches.len() - 1)]
+    }
+
     /// Gives the frames of finished batches back; returns how many.
     #[inline(always)]
     fn reclaim_batches(&mut self, pool: &mut Pool) -> usize {
         let Some(ring) = &self.ring else { return 0 };
         let before = self.frames.len();
         while self.first_batch != self.next_batch {
-            let batch = self.batches[self.first_batch & (self.batches.len() - 1)];
-            if ring.load(batch.end.wrapping_sub(1), 1, Ordering::Acquire) & desc::DD == 0 {
+            let batch = self.oldest_batch();
+            if !batch.is_done(ring, Ordering::Acquire) {
                 break;
             }
             self.first_batch += 1;
@@ -350,16 +369,43 @@ impl Source for IgbTx {
     }
 
     fn pending(&self) -> bool {
-        self.frames.len() > 0
+        let Some(ring) = &self.ring else { return false };
+        self.first_batch != self.next_batch && self.oldest_batch().is_done(ring, Ordering::Relaxed)
+    }
+
+    /// Every burst ends with a descriptor that asks for its completion, and so raises the cause: whatever is in flight
+    /// fires, and nothing in flight needs no interrupt.
+    fn arm(&mut self) {
+        if self.first_batch != self.next_batch
+            && let Some(irq) = &mut self.irq
+        {
+            irq.arm(&self.nic);
+        }
+    }
+
+    fn disarm(&mut self) {
+        if let Some(irq) = &mut self.irq {
+            irq.disarm(&self.nic);
+        }
     }
 
     fn wake(&self) -> Wake {
-        Wake::Never("transmit completions do not interrupt yet".into())
+        match &self.irq {
+            Some(irq) => Wake::Vector(irq.vector().clone(), irq.kind()),
+            None => Wake::Never("the device has no interrupts".into()),
+        }
+    }
+
+    fn moderate(&mut self, interval: Duration) -> Option<Duration> {
+        self.irq.as_mut().map(|irq| irq.moderate(&self.nic, interval))
     }
 }
 
 impl Drop for IgbTx {
     fn drop(&mut self) {
+        if let Some(irq) = &mut self.irq {
+            irq.leave(&self.nic);
+        }
         if !self.nic.stop_queue(regs::txdctl(self.queue)) {
             self.frames.leak();
             if let Some(ring) = self.ring.take() {
