@@ -166,7 +166,7 @@ impl Interrupts {
             for timer in due {
                 match timer.why {
                     Why::Fault => s.host.fire(timer.vector),
-                    Why::Throttled if s.eicr & s.eims & 1 << timer.vector != 0 => s.send(timer.vector, faults),
+                    Why::Throttled if s.is_asserted(timer.vector) => s.deliver(timer.vector, now_ns, faults),
                     Why::Throttled => {}
                 }
             }
@@ -265,11 +265,22 @@ impl State {
             at::IVAR_MISC => self.ivar_misc = value,
             _ => match (index(offset, at::IVAR, 8), index(offset, at::EITR, at::MSIX_VECTORS)) {
                 (Some(i), _) => self.ivar[i] = value,
-                (_, Some(v)) => self.eitr[v] = value & 0x7FFC,
+                (_, Some(v)) => self.set_eitr(v, value),
                 _ => return false,
             },
         }
         true
+    }
+
+    /// EITR: the counter is written too, unless CNT_INGR says otherwise, and its zero ends the interval that runs (8.8.12).
+    fn set_eitr(&mut self, vector: usize, value: u32) {
+        self.eitr[vector] = value & 0x7FFC;
+        if value & EITR_CNT_INGR == 0 {
+            self.quiet_until_ns[vector] = 0;
+            for timer in self.timers.iter_mut().filter(|t| t.vector == vector && t.why == Why::Throttled) {
+                timer.due_ns = 0;
+            }
+        }
     }
 
     /// EIAM on an access to EICR: in force unless GPIE says that it belongs to messages (8.8.8).
@@ -315,30 +326,46 @@ impl State {
             }
         } else if self.host.kind == Some(IrqKind::Intx) {
             self.host.kept &= causes != 0;
-            if causes != 0 && !self.host.masked && !self.host.kept {
-                self.signal(0, faults);
+            if self.is_asserted(0) && !self.host.kept {
+                self.throttle(0, faults);
             }
         } else if new != 0 {
-            self.signal(0, faults);
+            self.throttle(0, faults);
         }
     }
 
-    /// Sends vector `vector` now, or when its interval is over.
+    /// Whether vector `vector` has something to say.
+    fn is_asserted(&self, vector: usize) -> bool {
+        if self.msix() {
+            return self.eicr & self.eims & 1 << vector != 0;
+        }
+        self.icr & self.ims & !icr::INTA != 0 && !self.host.masked
+    }
+
+    /// Delivers vector `vector` now, or when its interval is over. Without MSI-X, EITR 0 serves the only one (7.3.4).
     fn throttle(&mut self, vector: usize, faults: &Faults) {
-        let interval_us = u64::from(self.eitr.get(vector).copied().unwrap_or(0) >> 2);
-        if interval_us == 0 {
-            return self.send(vector, faults);
+        if self.eitr.get(vector).is_none_or(|eitr| *eitr == 0) {
+            return self.deliver(vector, 0, faults);
         }
         let now = now_ns();
         let until = self.quiet_until_ns[vector];
-        if now < until {
-            if !self.timers.iter().any(|t| t.vector == vector && t.why == Why::Throttled) {
-                self.timers.push(Timer { due_ns: until, vector, why: Why::Throttled });
-            }
-            return;
+        if now >= until {
+            self.deliver(vector, now, faults);
+        } else if !self.timers.iter().any(|t| t.vector == vector && t.why == Why::Throttled) {
+            self.timers.push(Timer { due_ns: until, vector, why: Why::Throttled });
         }
-        self.quiet_until_ns[vector] = now + interval_us * 1000;
-        self.send(vector, faults);
+    }
+
+    /// Delivers vector `vector` at time `now_ns`, which begins its interval.
+    fn deliver(&mut self, vector: usize, now_ns: u64, faults: &Faults) {
+        if let Some(eitr) = self.eitr.get(vector) {
+            self.quiet_until_ns[vector] = now_ns + u64::from(*eitr >> 2) * 1000;
+        }
+        if self.msix() {
+            self.send(vector, faults);
+        } else {
+            self.signal(vector, faults);
+        }
     }
 
     /// Sends an MSI-X message: EIAC clears its cause, EIAM masks it (8.8.6, 8.8.8).
@@ -385,6 +412,8 @@ impl State {
     }
 }
 
+/// A write of EITR with this bit leaves the counter alone.
+const EITR_CNT_INGR: u32 = 1 << 31;
 const IVAR_MISC_OTHER_VALID: u32 = at::IVAR_VALID << 8;
 
 impl Host {
@@ -490,6 +519,40 @@ mod tests {
         assert_eq!(zero.take(), 0);
         irq.run_timers(due, &faults);
         assert_eq!((zero.take(), irq.due_ns()), (1, u64::MAX));
+        // What was held back begins an interval like any other.
+        irq.raise(&faults, 0, 1, 0);
+        assert_eq!((zero.take(), irq.due_ns()), (0, due + 1_000_000));
+        irq.write(at::EITR, EITR_CNT_INGR, &faults);
+        assert_eq!(irq.due_ns(), due + 1_000_000, "the interval that runs goes on");
+        irq.write(at::EITR, 0, &faults);
+        irq.run_timers(due, &faults);
+        assert_eq!((zero.take(), irq.due_ns()), (1, u64::MAX), "the interval was ended");
+    }
+
+    #[test]
+    fn the_first_throttle_serves_the_only_vector_of_msi_and_intx() {
+        for kind in [IrqKind::Msi, IrqKind::Intx] {
+            let line = Vector::new().unwrap();
+            let (irq, faults) = with_host(kind, &[&line]);
+            irq.write(at::EITR, 0x7FFC, &faults);
+            let fire = || {
+                irq.write(at::IMC, u32::MAX, &faults);
+                irq.write(at::ICR, u32::MAX, &faults);
+                irq.unmask(&faults);
+                irq.write(at::IMS, icr::RXDW, &faults);
+                irq.raise(&faults, icr::RXDW, 0, 0);
+            };
+            fire();
+            assert_eq!(line.take(), 1, "{kind}");
+            fire();
+            assert_eq!(line.take(), 0, "{kind}");
+            irq.run_timers(irq.due_ns(), &faults);
+            assert_eq!((line.take(), irq.due_ns()), (1, u64::MAX), "{kind}");
+            fire();
+            irq.write(at::IMC, u32::MAX, &faults);
+            irq.run_timers(irq.due_ns(), &faults);
+            assert_eq!((line.take(), irq.due_ns()), (0, u64::MAX), "{kind}: masked meanwhile");
+        }
     }
 
     #[test]
