@@ -4,10 +4,14 @@
 //! behind an IOMMU: they run when SPINWAKE_TEST_TIER lists `guest`, one at a time, because they share the two devices.
 #![expect(clippy::unwrap_used, reason = "the helpers of tests, too, fail by panicking")]
 
+mod completions;
+mod moderation;
 mod packet;
 mod rig;
 mod scenarios;
 mod waking;
+
+use std::time::Duration;
 
 use spinwake::irq::IrqKind;
 
@@ -169,4 +173,95 @@ fn soft_each_queue_wakes_by_its_own_vector() {
 #[test]
 fn guest_each_queue_wakes_by_its_own_vector() {
     rig::guest(waking::vector_each);
+}
+
+#[test]
+fn soft_completions_wake_by_msix() {
+    rig::soft(|rig| completions::completions_wake(rig, IrqKind::Msix));
+}
+
+#[test]
+fn guest_completions_wake_by_msix() {
+    rig::guest(|rig| completions::completions_wake(rig, IrqKind::Msix));
+}
+
+#[test]
+fn soft_room_in_a_full_ring_wakes_by_msix() {
+    rig::soft(|rig| completions::room_wakes(rig, IrqKind::Msix, 300));
+}
+
+#[test]
+fn guest_room_in_a_full_ring_wakes_by_msix() {
+    rig::guest(|rig| completions::room_wakes(rig, IrqKind::Msix, 0));
+}
+
+#[test]
+fn soft_moderation_keeps_msix_wakes_apart() {
+    rig::soft(|rig| moderation::keeps_its_distance(rig, IrqKind::Msix, Duration::from_millis(2), 1));
+}
+
+#[test]
+fn soft_completions_wake_by_msi() {
+    rig::soft(|rig| completions::completions_wake(rig, IrqKind::Msi));
+}
+
+#[test]
+fn guest_completions_wake_by_msi() {
+    rig::guest(|rig| completions::completions_wake(rig, IrqKind::Msi));
+}
+
+#[test]
+fn soft_room_in_a_full_ring_wakes_by_msi() {
+    rig::soft(|rig| completions::room_wakes(rig, IrqKind::Msi, 300));
+}
+
+#[test]
+fn guest_room_in_a_full_ring_wakes_by_msi() {
+    rig::guest(|rig| completions::room_wakes(rig, IrqKind::Msi, 0));
+}
+
+#[test]
+fn soft_moderation_keeps_msi_wakes_apart() {
+    rig::soft(|rig| moderation::keeps_its_distance(rig, IrqKind::Msi, Duration::from_millis(2), 1));
+}
+
+#[test]
+fn soft_completions_wake_by_intx() {
+    rig::soft(|rig| completions::completions_wake(rig, IrqKind::Intx));
+}
+
+#[test]
+fn guest_completions_wake_by_intx() {
+    rig::guest(|rig| completions::completions_wake(rig, IrqKind::Intx));
+}
+
+#[test]
+fn soft_room_in_a_full_ring_wakes_by_intx() {
+    rig::soft(|rig| completions::room_wakes(rig, IrqKind::Intx, 300));
+}
+
+#[test]
+fn guest_room_in_a_full_ring_wakes_by_intx() {
+    rig::guest(|rig| completions::room_wakes(rig, IrqKind::Intx, 0));
+}
+
+#[test]
+fn soft_moderation_keeps_intx_wakes_apart() {
+    rig::soft(|rig| moderation::keeps_its_distance(rig, IrqKind::Intx, Duration::from_millis(2), 1));
+}
+
+/// QEMU's igb holds back MSI-X only. The longest interval, because emulation alone keeps frames apart.
+#[test]
+fn guest_moderation_keeps_msix_wakes_apart() {
+    rig::guest(|rig| moderation::keeps_its_distance(rig, IrqKind::Msix, Duration::from_micros(8191), 2));
+}
+
+#[test]
+fn soft_moderation_tells_what_is_done() {
+    rig::soft(moderation::what_is_done_is_told);
+}
+
+#[test]
+fn guest_moderation_tells_what_is_done() {
+    rig::guest(moderation::what_is_done_is_told);
 }

@@ -137,7 +137,13 @@ impl Parker {
                 _ => {}
             }
         }
-        each(&mut |queue| queue.disarm());
+        each(&mut |queue| {
+            queue.disarm();
+            // What fired until here belongs to this park.
+            if let Wake::Vector(vector, _) = queue.wake() {
+                vector.take();
+            }
+        });
     }
 }
 

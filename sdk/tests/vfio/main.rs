@@ -35,6 +35,7 @@ mod lifecycle;
 mod other;
 mod refusals;
 mod registers;
+mod status;
 
 use edu::*;
 use guest::*;
