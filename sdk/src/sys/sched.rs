@@ -51,6 +51,17 @@ pub fn thread_id() -> i32 {
     unsafe { libc::gettid() }
 }
 
+/// Sends `signal` to thread `tid` of this process.
+///
+/// # Errors
+///
+/// When there is no such thread or signal.
+pub fn signal_thread(tid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: no pointers; the result is checked.
+    let rc = unsafe { libc::syscall(libc::SYS_tgkill, process_id(), tid, signal) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The kernel's id of this process, which is its main thread's too.
 pub fn process_id() -> i32 {
     // SAFETY: no arguments, cannot fail.

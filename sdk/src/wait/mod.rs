@@ -1,11 +1,21 @@
 //! Waiting: what a worker can wait for, how it is woken, and when it sleeps.
 
+mod calibrate;
+mod counters;
+mod engine;
+mod fd;
 mod policy;
 mod register;
+mod set;
 mod source;
+mod timer;
 mod waker;
 
+pub use counters::{SourceWakes, State, WaitCounters};
+pub use engine::{Engine, EngineConfig, EngineError};
+pub use fd::FdSource;
 pub use policy::{Adaptive, GapBucket, GapHistogram, Idle, ParsePolicyError, Target, WaitPolicy, WakeCost};
 pub use register::{RegisterSource, Status, StatusInterrupt};
-pub use source::{Source, Wake};
+pub use source::{EachSource, Source, Wake};
+pub use timer::Timer;
 pub use waker::Waker;

@@ -63,3 +63,6 @@ pub enum Wake {
     /// Not at all, for this reason.
     Never(Cow<'static, str>),
 }
+
+/// Calls a function with each source of a worker, always in the same order.
+pub type EachSource<'a> = &'a mut dyn FnMut(&mut dyn FnMut(&mut dyn Source));

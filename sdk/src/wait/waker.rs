@@ -60,6 +60,10 @@ impl Waker {
         self.signalled_at.load(Ordering::Relaxed)
     }
 
+    pub(crate) fn needs_heavy_fence(&self) -> bool {
+        false
+    }
+
     /// What fires.
     pub fn vector(&self) -> &Vector {
         &self.vector

@@ -1,23 +1,25 @@
 //! Workers: threads pinned to a core that run queues to completion.
 //!
-//! A [`Task`] says what one turn over its queues is; a [`Worker`] runs turns on its core until it is stopped, and hands the
-//! task back. What it cannot have (the core, real-time priority) it says before the first turn.
+//! A [`Task`] says what one turn over its queues is; a [`Worker`] runs turns on its core until it is stopped, waits between
+//! them as its policy says, and hands the task back. Other threads reach a task through [`Worker::call`], between two turns. What
+//! a worker cannot have (the core, real-time priority, sources that wake it) it says before the first turn.
+
+mod control;
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crate::clock::Clock;
 use crate::cpu::{self, FifoError, PinError};
-use crate::irq::Vector;
+use crate::sys::sched;
 use crate::telemetry::Counter;
-use crate::wait::Source;
+use crate::wait::{Engine, EngineConfig, EngineError, Source, WaitCounters};
 
-mod park;
-
-pub use park::{CannotWake, ParkCounters, Parker, WaitPolicy};
+pub use control::CallError;
+use control::Control;
 
 /// What a worker runs.
 pub trait Task: Send {
@@ -28,7 +30,8 @@ pub trait Task: Send {
     /// Must not block.
     fn turn(&mut self) -> usize;
 
-    /// Calls `each` with every source that it serves, always in the same order: what the worker sleeps on.
+    /// Calls `each` with every source that it serves, always in the same order: what the worker sleeps on. Which ones these are may
+    /// change only in [`Worker::call`].
     fn sources(&mut self, each: &mut dyn FnMut(&mut dyn Source));
 
     /// Called once on the worker's own thread after the last turn.
@@ -46,7 +49,7 @@ pub struct WorkerConfig {
     /// everything else there.
     pub fifo: Option<u8>,
     /// What it does when there is nothing to do.
-    pub wait: WaitPolicy,
+    pub wait: EngineConfig,
 }
 
 /// A worker could not be started.
@@ -66,13 +69,13 @@ pub enum WorkerError {
     /// Real-time priority could not be had.
     #[error(transparent)]
     Fifo(#[from] FifoError),
-    /// The wait policy does not fit its queues.
+    /// It cannot wait as it shall.
     #[error("worker {name}: {source}")]
-    CannotWake {
+    Wait {
         /// The worker's name.
         name: String,
-        /// Which queue.
-        source: CannotWake,
+        /// Why not.
+        source: EngineError,
     },
     /// It panicked.
     #[error("worker {name} panicked: {message}")]
@@ -84,7 +87,7 @@ pub enum WorkerError {
     },
 }
 
-/// What a worker has done. In cache lines of its own, so that readers do not disturb it.
+/// What a worker has done. In cache lines of its own, so that readers do not disturb the worker.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct WorkerCounters {
@@ -92,7 +95,7 @@ pub struct WorkerCounters {
     pub frames: Counter,
     /// Clock ticks spent in turns that moved frames.
     pub busy_ticks: Counter,
-    /// Clock ticks since the first turn, as of the last change between busy and idle.
+    /// Clock ticks since the first turn, as of the last change between busy, idle and asleep.
     pub total_ticks: Counter,
 }
 
@@ -101,19 +104,27 @@ pub struct WorkerCounters {
 pub struct Worker<T> {
     name: String,
     thread: Option<JoinHandle<T>>,
-    shared: Arc<Shared>,
+    shared: Arc<Shared<T>>,
+    /// The kernel's id of its thread.
+    tid: i32,
+    notes: Vec<String>,
 }
 
 #[derive(Debug)]
-struct Shared {
-    stop: AtomicBool,
-    control: Arc<Vector>,
-    counters: WorkerCounters,
-    parks: Arc<ParkCounters>,
+struct Shared<T> {
+    control: Control<T>,
+    counters: Arc<WorkerCounters>,
+    waits: Arc<WaitCounters>,
+}
+
+/// What a worker that is about to take its first turn tells of itself.
+struct Ready {
+    tid: i32,
+    notes: Vec<String>,
 }
 
 impl<T: Task + 'static> Worker<T> {
-    /// Starts a worker and returns once it is pinned and about to take its first turn.
+    /// Starts a worker and returns once it is pinned, knows what a wake-up costs there, and is about to take its first turn.
     ///
     /// # Errors
     ///
@@ -121,20 +132,16 @@ impl<T: Task + 'static> Worker<T> {
     pub fn spawn(config: WorkerConfig, task: T) -> Result<Self, WorkerError> {
         let name = config.name.clone();
         let thread_error = |source| WorkerError::Thread { name: name.clone(), source };
-        let shared = Arc::new(Shared {
-            stop: AtomicBool::new(false),
-            control: Arc::new(Vector::new().map_err(thread_error)?),
-            counters: WorkerCounters::default(),
-            parks: Arc::default(),
-        });
+        let control = Control::new().map_err(thread_error)?;
+        let shared = Arc::new(Shared { control, counters: Arc::default(), waits: Arc::default() });
         let (ready, started) = mpsc::channel();
         let theirs = shared.clone();
         let thread = std::thread::Builder::new()
             .name(name.clone())
-            .spawn(move || run(&config, task, &theirs, &ready))
+            .spawn(move || run(config, task, &theirs, &ready))
             .map_err(thread_error)?;
         match started.recv() {
-            Ok(Ok(())) => Ok(Self { name, thread: Some(thread), shared }),
+            Ok(Ok(Ready { tid, notes })) => Ok(Self { name, thread: Some(thread), shared, tid, notes }),
             Ok(Err(error)) => {
                 // The thread has nothing left to do but to return its task.
                 drop(thread.join());
@@ -149,19 +156,48 @@ impl<T: Task + 'static> Worker<T> {
 }
 
 impl<T> Worker<T> {
-    /// What it has done so far.
-    pub fn counters(&self) -> &WorkerCounters {
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What it has done so far, for any thread to read.
+    pub fn counters(&self) -> &Arc<WorkerCounters> {
         &self.shared.counters
     }
 
-    /// How it has slept so far.
-    pub fn parks(&self) -> &ParkCounters {
-        &self.shared.parks
+    /// How it has waited so far, for any thread to read.
+    pub fn waits(&self) -> &Arc<WaitCounters> {
+        &self.shared.waits
+    }
+
+    /// What an operator should know of its waiting: how each source wakes it, what its policy can and cannot keep.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// Processor time that it has used, by the kernel's account; `None` once it has ended.
+    pub fn cpu_time(&self) -> Option<Duration> {
+        sched::thread_cpu_time_of(self.tid).ok()
     }
 
     /// Whether it is still running; false only after its task panicked.
     pub fn is_running(&self) -> bool {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
+    }
+
+    /// Runs `request` on the worker's thread between two turns, waking it if it sleeps, and returns what it returned. The sources of the
+    /// task may change in it.
+    ///
+    /// # Errors
+    ///
+    /// When the worker has ended, or did not get to it within `limit`; it is withdrawn then, unless it is running at that moment.
+    pub fn call<R: Send + 'static>(
+        &self,
+        limit: Duration,
+        request: impl FnOnce(&mut T) -> R + Send + 'static,
+    ) -> Result<R, CallError> {
+        self.shared.control.call(&self.name, limit, || self.is_running(), request)
     }
 
     /// Ends it after its current turn and returns its task.
@@ -170,23 +206,18 @@ impl<T> Worker<T> {
     ///
     /// When the task panicked.
     pub fn stop(mut self) -> Result<T, WorkerError> {
-        self.ask_to_stop();
+        self.shared.control.stop();
         match self.thread.take() {
             Some(thread) => join(&self.name, thread),
             None => Err(WorkerError::Panicked { name: self.name.clone(), message: "it was joined before".into() }),
         }
-    }
-
-    fn ask_to_stop(&self) {
-        self.shared.stop.store(true, Ordering::Relaxed);
-        self.shared.control.signal(1);
     }
 }
 
 impl<T> Drop for Worker<T> {
     fn drop(&mut self) {
         if let Some(thread) = self.thread.take() {
-            self.ask_to_stop();
+            self.shared.control.stop();
             drop(thread.join());
         }
     }
@@ -205,13 +236,13 @@ fn join<T>(name: &str, thread: JoinHandle<T>) -> Result<T, WorkerError> {
 
 /// The worker's thread.
 fn run<T: Task>(
-    config: &WorkerConfig,
+    config: WorkerConfig,
     mut task: T,
-    shared: &Shared,
-    ready: &mpsc::Sender<Result<(), WorkerError>>,
+    shared: &Shared<T>,
+    ready: &mpsc::Sender<Result<Ready, WorkerError>>,
 ) -> T {
-    let mut parker = match prepare(config, &mut task, shared) {
-        Ok(parker) => parker,
+    let mut engine = match prepare(config, &mut task, shared) {
+        Ok(engine) => engine,
         Err(error) => {
             // The receiver waits for this message, and for nothing else.
             let _ = ready.send(Err(error));
@@ -219,82 +250,80 @@ fn run<T: Task>(
         }
     };
     task.on_start();
-    let _ = ready.send(Ok(()));
-    turns(&mut task, shared, parker.as_mut());
+    let _ = ready.send(Ok(Ready { tid: sched::thread_id(), notes: engine.notes() }));
+    turns(&mut task, shared, &mut engine);
     task.on_stop();
     task
 }
 
-fn prepare<T: Task>(config: &WorkerConfig, task: &mut T, shared: &Shared) -> Result<Option<Parker>, WorkerError> {
+fn prepare<T: Task>(config: WorkerConfig, task: &mut T, shared: &Shared<T>) -> Result<Engine, WorkerError> {
     cpu::pin_current_thread(config.core)?;
-    // Finding its frequency takes a moment the first time, and may end in a warning: before the first turn, not in it.
-    Clock::get();
     if let Some(priority) = config.fifo {
         cpu::set_fifo(priority)?;
     }
     if let Err(error) = cpu::set_timer_slack_ns(1) {
         log::warn!("{error}");
     }
-    match config.wait {
-        WaitPolicy::Poll => Ok(None),
-        WaitPolicy::Interrupt => {
-            let parker = Parker::new(&mut |each| task.sources(each), shared.control.clone(), shared.parks.clone());
-            parker.map(Some).map_err(|source| WorkerError::CannotWake { name: config.name.clone(), source })
-        }
-    }
+    let engine = Engine::new(config.wait, shared.waits.clone(), &mut |each| shared.control.sources(task, each));
+    engine.map_err(|source| WorkerError::Wait { name: config.name, source })
 }
 
-/// Turn after turn. The clock is read after each turn without work, where time is of no account, and after the first with
-/// work; a worker with its hands full reads it now and then.
-fn turns<T: Task>(task: &mut T, shared: &Shared, mut parker: Option<&mut Parker>) {
-    /// Turns with work between looks at the clock and the stop flag.
+/// Turn after turn. The clock is read after each turn without work, where time is of no account; a worker with its hands
+/// full reads it now and then.
+fn turns<T: Task>(task: &mut T, shared: &Shared<T>, engine: &mut Engine) {
+    /// Turns with work between looks at the clock and at requests.
     const LOOK_EVERY: u32 = 256;
     let clock = Clock::get();
-    let counters = &shared.counters;
-    let mut since = clock.now();
-    let mut look = |work: bool| {
-        let now = clock.now();
-        let passed = now.saturating_sub(since);
-        since = now;
-        counters.total_ticks.add(passed);
-        if work {
-            counters.busy_ticks.add(passed);
-        }
-    };
-    // Turns with work since the last look, and whether one came before them.
-    let (mut unseen, mut streak) = (0, false);
+    let Shared { control, counters, .. } = shared;
+    let mut now = clock.now();
+    // Turns with work since the clock was last read.
+    let mut busy = 0;
     loop {
         let moved = task.turn();
         if moved > 0 {
             counters.frames.add(moved as u64);
-            unseen += 1;
-            if streak && unseen < LOOK_EVERY {
+            if busy == 0 {
+                engine.worked(now);
+            }
+            busy += 1;
+            if busy < LOOK_EVERY {
                 continue;
             }
         }
-        look(unseen > 0);
-        (unseen, streak) = (0, moved > 0);
-        if shared.stop.load(Ordering::Relaxed) {
-            return;
+        let before = now;
+        now = clock.now();
+        let passed = now.saturating_sub(before);
+        counters.total_ticks.add(passed);
+        if busy > 0 {
+            counters.busy_ticks.add(passed);
         }
-        if moved == 0
-            && let Some(parker) = &mut parker
-        {
-            parker.park(&mut |each| task.sources(each));
-            look(false);
+        busy = 0;
+        if control.is_due() {
+            if control.serve(task) {
+                return;
+            }
+            if let Err(error) = engine.refresh(&mut |each| control.sources(task, each)) {
+                log::warn!("{error}; it polls until its sources change again");
+            }
+        }
+        if moved == 0 {
+            let before = now;
+            now = engine.idle(now, &mut |each| control.sources(task, each));
+            counters.total_ticks.add(now.saturating_sub(before));
         }
     }
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use std::sync::atomic::AtomicUsize;
-    use std::time::{Duration, Instant};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Instant;
 
     use super::*;
     use crate::cpu::{CoreChoice, CpuSet, Topology, choose};
     use crate::irq::IrqKind;
-    use crate::wait::Wake;
+    use crate::irq::Vector;
+    use crate::wait::{WaitPolicy, Wake};
 
     /// A source whose work is a number that the test raises.
     #[derive(Debug)]
@@ -314,11 +343,6 @@ mod tests {
             match &self.vector {
                 Some(vector) => Wake::Vector(vector.clone(), IrqKind::Msix),
                 None => Wake::Never("the test gave it none".into()),
-            }
-        }
-        fn disarm(&mut self) {
-            if let Some(vector) = &self.vector {
-                vector.take();
             }
         }
     }
@@ -383,7 +407,7 @@ mod tests {
 
     fn config(wait: WaitPolicy) -> WorkerConfig {
         let core = choose(&Topology::read(), CoreChoice::Auto, None, &CpuSet::new()).expect("some core").core;
-        WorkerConfig { name: "test".into(), core, fifo: None, wait }
+        WorkerConfig { name: "test".into(), core, fifo: None, wait: EngineConfig::new(wait) }
     }
 
     #[test]
@@ -392,7 +416,7 @@ mod tests {
         let worker = Worker::spawn(config(WaitPolicy::Poll), bench.taker(false)).unwrap();
         bench.put(false);
         until("the clock moved", || worker.counters().total_ticks.get() > 0);
-        assert_eq!((worker.counters().frames.get(), worker.parks().parks.get()), (1, 0));
+        assert_eq!((worker.counters().frames.get(), worker.waits().parks.get()), (1, 0));
         worker.stop().unwrap();
     }
 
@@ -403,7 +427,7 @@ mod tests {
         for _ in 0..100 {
             bench.put(true);
         }
-        until("it slept", || worker.parks().parks.get() > 0);
+        until("it slept", || worker.waits().parks.get() > 0);
         assert_eq!(worker.stop().unwrap().taken.load(Ordering::Acquire), 100);
     }
 
@@ -414,7 +438,7 @@ mod tests {
         // A frame that comes between two parks needs no rescue, so some tries may pass unnoticed.
         until("a rescue", || {
             bench.put(false);
-            worker.parks().rescues.get() > 0
+            worker.waits().rescues.get() > 0
         });
         worker.stop().unwrap();
     }
@@ -422,7 +446,10 @@ mod tests {
     #[test]
     fn a_queue_that_cannot_wake_is_refused() {
         let error = Worker::spawn(config(WaitPolicy::Interrupt), Bench::new().taker(false)).unwrap_err();
-        assert!(matches!(error, WorkerError::CannotWake { source: CannotWake { index: 0 }, .. }), "{error}");
+        assert!(
+            matches!(&error, WorkerError::Wait { source: EngineError::CannotWake { label, .. }, .. } if label == "numbers"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -18,7 +18,8 @@ use spinwake::cpu::{self, Chosen, CoreChoice, CpuSet, Topology};
 use spinwake::frame::{Pool, PoolConfig};
 use spinwake::port::{Link, Port};
 use spinwake::telemetry::Counter;
-use spinwake::worker::{WaitPolicy, Worker, WorkerConfig};
+use spinwake::wait::{EngineConfig, WaitPolicy};
+use spinwake::worker::{Worker, WorkerConfig};
 use spinwake_apps::console::{self, EndRequest};
 
 use forward::{Forwarder, Rewrite};
@@ -136,7 +137,8 @@ impl Running {
             forwarder.send_first(args.tx_first.into());
         }
         let dropped = forwarder.dropped();
-        let config = WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait: args.wait };
+        let config =
+            WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait: EngineConfig::new(args.wait) };
         let worker = Worker::spawn(config, forwarder)?;
         Ok(Self { specs, core, monitor, end, dropped, worker, ports })
     }
@@ -147,7 +149,7 @@ impl Running {
         introduce(&monitor, &specs, &ports, &core, args.wait);
         let account = monitor.watch(&ports, &worker, &dropped, args.seconds, &end);
 
-        let sleeps = monitor::sleeps(worker.parks());
+        let sleeps = monitor::sleeps(worker.waits());
         let forwarder = worker.stop()?;
         let worker = WorkerEnd { core: &core, wait: args.wait, sleeps, perf: forwarder.perf() };
         // Its queues give their buffers back, and the devices may stop.

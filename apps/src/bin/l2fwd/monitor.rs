@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use spinwake::cpu::Chosen;
 use spinwake::port::{Port, PortStats};
 use spinwake::telemetry::Counter;
-use spinwake::worker::{ParkCounters, Task, WaitPolicy, Worker, WorkerCounters};
+use spinwake::wait::{WaitCounters, WaitPolicy};
+use spinwake::worker::{Task, Worker, WorkerCounters};
 use spinwake_apps::console::EndRequest;
 use spinwake_apps::perf::PerfReport;
 use spinwake_apps::report::{BitRate, FrameRate, LatencyUs, PoolReport, PortReport, QueueReport, Report, WorkerReport};
@@ -63,7 +64,7 @@ pub(crate) struct Sleeps {
     rescues: u64,
 }
 
-pub(crate) fn sleeps(counters: &ParkCounters) -> Sleeps {
+pub(crate) fn sleeps(counters: &WaitCounters) -> Sleeps {
     Sleeps { parks: counters.parks.get(), spurious: counters.spurious.get(), rescues: counters.rescues.get() }
 }
 
@@ -217,7 +218,7 @@ impl Account {
         let busy_share = end.busy_ticks as f64 / end.total_ticks.max(1) as f64;
         let (poll_share, sleep_share) = match worker.wait {
             WaitPolicy::Poll => (1.0 - busy_share, 0.0),
-            WaitPolicy::Interrupt => (0.0, 1.0 - busy_share),
+            _ => (0.0, 1.0 - busy_share),
         };
         Report {
             seconds: end.at.as_secs_f64(),

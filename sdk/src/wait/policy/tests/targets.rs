@@ -77,7 +77,7 @@ impl Worker {
 
 fn bursts(shape: f64) -> impl FnMut() -> u64 {
     let mut gaps = on_off(&mut Random(5), 30, shape, 300_000).into_iter().cycle();
-    move || gaps.next().unwrap()
+    move || gaps.next().expect("it never ends")
 }
 
 fn poisson(mean_ns: f64) -> impl FnMut() -> u64 {

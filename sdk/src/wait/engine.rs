@@ -1,0 +1,569 @@
+//! The engine: one worker's waiting, over all its sources.
+//!
+//! ```text
+//! turn with work ──▶ Poll ──▶ Relax ──▶ Arm ──▶ look again ──▶ Sleep ──▶ disarm ──▶ Poll
+//!                   turns    looks with           └── work ─────────────▶┘
+//!                   at once   pauses
+//! ```
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::counters::{State, WaitCounters};
+use super::policy::{Adaptive, Idle, WaitPolicy, WakeCost};
+use super::set::{Part, SourceSet};
+use super::{EachSource, Wake, calibrate};
+use crate::clock::Clock;
+use crate::sys::epoll::Woken;
+use crate::sys::relax::Relax;
+
+/// How an engine shall wait.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// When to sleep.
+    pub policy: WaitPolicy,
+    /// The longest that one sleep lasts. It bounds how late work is found whose wake-up was lost, and costs a wake-up each
+    /// time it passes.
+    pub sleep_limit: Duration,
+    /// How much longer a sleep lasts when its limit has passed, work is there, and its wake-up is not: it may be under way. One that
+    /// does not come within this time either is lost, and counted as a rescue.
+    pub grace: Duration,
+}
+
+impl EngineConfig {
+    /// Sleeps of 10 ms at most, and as much again before a wake-up counts as lost: emulated machines need milliseconds from
+    /// a device to an eventfd when they are busy.
+    pub fn new(policy: WaitPolicy) -> Self {
+        Self { policy, sleep_limit: Duration::from_millis(10), grace: Duration::from_millis(10) }
+    }
+}
+
+/// An engine could not be made, or not with these sources.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No epoll set, or nothing to calibrate with.
+    #[error("{what}: {source}; raise the limit on open files (ulimit -n)")]
+    Os {
+        /// What was wanted.
+        what: &'static str,
+        /// The meaning of errno.
+        source: io::Error,
+    },
+    /// The kernel cannot wait for a source.
+    #[error(
+        "{label} cannot be waited for: {source}; regular files always read at once, so the kernel has no event for them"
+    )]
+    Register {
+        /// Which source.
+        label: String,
+        /// The meaning of errno.
+        source: io::Error,
+    },
+    /// A source cannot wake, and the policy would sleep all the same.
+    #[error(
+        "{label} cannot wake its worker ({why}), so one that sleeps would miss its work; wait by `poll` or `adaptive` instead"
+    )]
+    CannotWake {
+        /// Which source.
+        label: String,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// How long it looks for work turn by turn before it looks with pauses.
+const POLL_NS: u64 = 2_000;
+/// How long it looks with pauses before the next turn.
+const RELAX_NS: u64 = 20_000;
+/// How often a polling worker asks the kernel about a program's own descriptors.
+const GLANCE_NS: u64 = 20_000;
+
+/// The waiting of one worker.
+///
+/// [`Worker`](crate::worker::Worker) has one inside. A program that runs its own loop uses it so: after each round without
+/// work it calls [`idle`](Self::idle), after each with work [`worked`](Self::worked). One whose thread must block in an event loop of
+/// its own (epoll, mio, tokio) calls [`prepare`](Self::prepare), waits until the engine's descriptor is readable or the
+/// time that it was given has passed, and calls [`resume`](Self::resume).
+#[derive(Debug)]
+pub struct Engine {
+    config: EngineConfig,
+    rule: Rule,
+    set: SourceSet,
+    clock: Clock,
+    relax: Relax,
+    counters: Arc<WaitCounters>,
+    /// The idle gap that has not ended yet.
+    gap: Option<Gap>,
+    /// A sleep that was prepared.
+    parked: Option<Parked>,
+    woken_at: u64,
+    glanced_at: u64,
+    /// What its devices were asked to leave between two wake-ups.
+    moderation_ns: u64,
+    /// Whether every source's device does so.
+    moderated: bool,
+}
+
+/// When to sleep.
+#[derive(Debug)]
+enum Rule {
+    Poll,
+    Interrupt(WakeCost),
+    Adaptive(Box<Adaptive>),
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Gap {
+    since: u64,
+    /// How long it is spun through.
+    spin: u64,
+    /// How long it was not: asleep, with all that belongs to it.
+    away: u64,
+    sleeps: u32,
+    /// Where the last sleep ended it, if that did.
+    slept: Option<Slept>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Slept {
+    from: u64,
+    until: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Parked {
+    from: u64,
+    limit: u64,
+}
+
+/// What a look at every source found.
+#[derive(Debug, Clone, Copy, Default)]
+struct Look {
+    work: bool,
+    /// Of the work, something was due by its deadline.
+    due: bool,
+}
+
+impl Engine {
+    /// An engine over the sources that `each` visits. It measures first what a wake-up costs on this core (some tens of
+    /// milliseconds), unless it never sleeps: so make it on the thread that will use it, once that is pinned.
+    ///
+    /// # Errors
+    ///
+    /// When the process is out of file descriptors, or a source does not fit the policy.
+    pub fn new(config: EngineConfig, counters: Arc<WaitCounters>, each: EachSource<'_>) -> Result<Self, EngineError> {
+        let os = |what| move |source| EngineError::Os { what, source };
+        let set = SourceSet::new().map_err(os("an epoll set"))?;
+        let clock = Clock::get();
+        let rule = match config.policy {
+            WaitPolicy::Poll => Rule::Poll,
+            WaitPolicy::Interrupt => Rule::Interrupt(calibrate::wake_cost().map_err(os("measuring a wake-up"))?),
+            WaitPolicy::Adaptive(target) => {
+                let cost = calibrate::wake_cost().map_err(os("measuring a wake-up"))?;
+                Rule::Adaptive(Box::new(Adaptive::new(cost, target)))
+            }
+        };
+        let mut engine = Self {
+            config,
+            rule,
+            set,
+            clock,
+            relax: Relax::detect(),
+            counters,
+            gap: None,
+            parked: None,
+            woken_at: 0,
+            glanced_at: 0,
+            moderation_ns: 0,
+            moderated: false,
+        };
+        engine.refresh(each)?;
+        Ok(engine)
+    }
+}
+
+impl Engine {
+    /// Takes in the sources that `each` visits now: to be called after they have changed.
+    ///
+    /// # Errors
+    ///
+    /// When a source does not fit the policy; the engine then polls, until it is refreshed with sources that do.
+    pub fn refresh(&mut self, each: EachSource<'_>) -> Result<(), EngineError> {
+        let refreshed = self.set.refresh(each);
+        self.counters.set_sources(self.set.wakes().to_vec());
+        refreshed.map_err(|(label, source)| EngineError::Register { label, source })?;
+        (self.moderation_ns, self.moderated) = (u64::MAX, false);
+        self.gap = None;
+        match (&self.rule, self.set.deaf().first()) {
+            (Rule::Interrupt(_), Some(deaf)) => {
+                Err(EngineError::CannotWake { label: deaf.label.clone(), why: deaf.why.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits, after a round without work that ended at `now`: returns at once, after a few looks, or after a sleep, as the
+    /// policy says. Returns the time.
+    ///
+    /// `each` must visit the same sources in the same order as at the last [`refresh`](Self::refresh).
+    #[inline]
+    pub fn idle(&mut self, now: u64, each: EachSource<'_>) -> u64 {
+        if self.set.has_fds() && now.saturating_sub(self.glanced_at) >= self.clock.ns_to_ticks(GLANCE_NS) {
+            self.glance(now, each);
+        }
+        if matches!(self.rule, Rule::Poll) {
+            return now;
+        }
+        let gap = match &mut self.gap {
+            Some(gap) => {
+                // The last sleep ended for what was no work after all.
+                gap.slept = None;
+                *gap
+            }
+            None => self.begin_gap(now),
+        };
+        let idle = now.saturating_sub(gap.since);
+        if idle >= gap.spin {
+            return self.park(now, each);
+        }
+        if idle < self.clock.ns_to_ticks(POLL_NS) {
+            return now;
+        }
+        self.relax(now, gap.since.saturating_add(gap.spin), each)
+    }
+
+    /// Takes note that a round found work. `now` is when it was not yet known to be there: the time that the last
+    /// [`idle`](Self::idle) returned.
+    #[inline]
+    pub fn worked(&mut self, now: u64) {
+        if let Some(gap) = self.gap.take() {
+            self.end_gap(gap, now);
+        }
+    }
+
+    /// Asks every source to wake the engine's descriptor, and looks at them again. `None`: there is work, go on. Else how long the caller
+    /// may block until it calls [`resume`](Self::resume).
+    ///
+    /// `each` as with [`idle`](Self::idle).
+    pub fn prepare(&mut self, each: EachSource<'_>) -> Option<Duration> {
+        let parked = self.arm(self.clock.now(), each)?;
+        self.parked = Some(parked);
+        Some(Duration::from_nanos(self.clock.ticks_to_ns(parked.limit)))
+    }
+
+    /// Ends what [`prepare`](Self::prepare) began. Without that it does nothing.
+    pub fn resume(&mut self, each: EachSource<'_>) {
+        if let Some(parked) = self.parked.take() {
+            let woken = match self.set.wait(Duration::ZERO) {
+                Woken::TimedOut if self.clock.now() < parked.from.saturating_add(parked.limit) => Woken::Interrupted,
+                woken => woken,
+            };
+            self.wake(parked, woken, each);
+        }
+    }
+
+    /// What it has done, for any thread to read.
+    pub fn counters(&self) -> &Arc<WaitCounters> {
+        &self.counters
+    }
+
+    /// What an operator should know before the first turn: how each source wakes, and what the policy can and cannot keep.
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes: Vec<String> =
+            self.set.wakes().iter().map(|source| format!("{} wakes {}", source.label, source.how)).collect();
+        if !self.set.deaf().is_empty() && matches!(self.rule, Rule::Adaptive(_)) {
+            let names: Vec<&str> = self.set.deaf().iter().map(|deaf| deaf.label.as_str()).collect();
+            notes.push(format!("because of {} it polls and never sleeps", names.join(", ")));
+        }
+        if let Rule::Adaptive(adaptive) = &self.rule {
+            notes.extend(adaptive.verdict());
+        }
+        notes
+    }
+
+    fn begin_gap(&mut self, now: u64) -> Gap {
+        let spin_ns = match &self.rule {
+            Rule::Poll => u64::MAX,
+            _ if !self.set.deaf().is_empty() => u64::MAX,
+            Rule::Interrupt(_) => 0,
+            Rule::Adaptive(adaptive) => adaptive.spin_ns(),
+        };
+        self.counters.spin_ns.set(spin_ns);
+        let gap = Gap { since: now, spin: self.clock.ns_to_ticks(spin_ns), away: 0, sleeps: 0, slept: None };
+        self.gap = Some(gap);
+        gap
+    }
+
+    fn end_gap(&mut self, gap: Gap, now: u64) {
+        let wake = self.clock.ns_to_ticks(self.latency_ns());
+        let slept = gap.slept;
+        // A sleep lasts until the worker is awake; the work came a wake-up's time before.
+        let came = slept.map_or(now, |slept| slept.until.saturating_sub(wake).max(slept.from));
+        let ns = |ticks| self.clock.ticks_to_ns(ticks);
+        let idle = now.saturating_sub(gap.since);
+        let gap_ns = ns(came.saturating_sub(gap.since));
+        self.counters.gap_ns.record(gap_ns);
+        if slept.is_some_and(|slept| came.saturating_sub(slept.from) < wake) {
+            self.counters.regrets.add(1);
+        }
+        if let Rule::Adaptive(adaptive) = &mut self.rule {
+            let looked_ns = ns(idle.saturating_sub(gap.away));
+            adaptive.learn(Idle { gap_ns, idle_ns: ns(idle), looked_ns, sleeps: gap.sleeps });
+        }
+    }
+
+    /// How long a wake-up takes here; nothing is known of it while polling.
+    fn latency_ns(&self) -> u64 {
+        match &self.rule {
+            Rule::Poll => 0,
+            Rule::Interrupt(cost) => cost.latency_ns,
+            Rule::Adaptive(adaptive) => adaptive.cost().latency_ns,
+        }
+    }
+
+    /// Looks with pauses, until there is work or the time has come for another turn.
+    fn relax(&mut self, from: u64, until: u64, each: EachSource<'_>) -> u64 {
+        self.counters.set_state(State::Relax);
+        let until = until.min(from.saturating_add(self.clock.ns_to_ticks(RELAX_NS)));
+        let mut now = from;
+        while now < until && !look(each).work {
+            self.relax.brief();
+            now = self.clock.now();
+        }
+        self.counters.relax_ticks.add(now.saturating_sub(from));
+        self.counters.set_state(State::Poll);
+        now
+    }
+
+    /// One sleep, unless there is work after all. Returns the time.
+    fn park(&mut self, now: u64, each: EachSource<'_>) -> u64 {
+        let now = self.hold(now, each);
+        let Some(parked) = self.arm(now, each) else {
+            return self.clock.now();
+        };
+        let woken = self.block(parked);
+        self.wake(parked, woken, each)
+    }
+
+    /// Keeps wake-ups as far apart as the policy wants where the devices do not: sleeps with nothing armed.
+    fn hold(&mut self, now: u64, each: EachSource<'_>) -> u64 {
+        let Rule::Adaptive(adaptive) = &self.rule else { return now };
+        let hold_ns = adaptive.hold_ns();
+        if hold_ns != self.moderation_ns {
+            self.moderate(hold_ns, each);
+        }
+        let until = self.woken_at.saturating_add(self.clock.ns_to_ticks(hold_ns));
+        if self.moderated || until <= now {
+            return now;
+        }
+        self.counters.set_state(State::Sleep);
+        self.block(Parked { from: now, limit: until - now });
+        let back = self.clock.now();
+        self.counters.sleep_ticks.add(back.saturating_sub(now));
+        self.counters.set_state(State::Poll);
+        self.note_away(now, back);
+        back
+    }
+
+    /// Asks every device that can wake to leave `ns` between two wake-ups.
+    fn moderate(&mut self, ns: u64, each: EachSource<'_>) {
+        let (set, mut all) = (&self.set, true);
+        visit(each, &mut |index, source| {
+            if let Part::Event(_) = set.part(index) {
+                all &= source.moderate(Duration::from_nanos(ns)).is_some();
+            }
+        });
+        (self.moderation_ns, self.moderated) = (ns, all);
+        self.counters.hold_ns.set(ns);
+    }
+
+    /// Arms all, and looks again; `None` when that found work, and nothing is armed then.
+    fn arm(&mut self, from: u64, each: EachSource<'_>) -> Option<Parked> {
+        self.counters.set_state(State::Arm);
+        each(&mut |source| source.arm());
+        // Whoever has work to announce publishes it, then looks whether it is asked to. Arming comes before this fence and
+        // the second look after it, so one of the two sees the other.
+        after_arming(self.set.needs_heavy_fence());
+        let found = look(each);
+        let now = self.clock.now();
+        self.counters.arm_ticks.add(now.saturating_sub(from));
+        if found.work {
+            each(&mut |source| source.disarm());
+            self.counters.turned_back.add(1);
+            self.counters.set_state(State::Poll);
+            return None;
+        }
+        self.counters.set_state(State::Sleep);
+        Some(Parked { from: now, limit: self.limit(now, each) })
+    }
+
+    /// How long a sleep may last that begins at `now`.
+    fn limit(&self, now: u64, each: EachSource<'_>) -> u64 {
+        let mut limit = self.ticks(self.config.sleep_limit);
+        visit(each, &mut |index, source| {
+            if self.set.part(index) == Part::Deadline
+                && let Wake::At(Some(due)) = source.wake()
+            {
+                limit = limit.min(due.saturating_sub(now));
+            }
+        });
+        limit
+    }
+
+    /// Blocks, and goes on blocking when a signal handler ran meanwhile.
+    fn block(&mut self, parked: Parked) -> Woken {
+        let until = parked.from.saturating_add(parked.limit);
+        let mut left = parked.limit;
+        loop {
+            match self.set.wait(Duration::from_nanos(self.clock.ticks_to_ns(left))) {
+                Woken::Interrupted => left = until.saturating_sub(self.clock.now()),
+                woken => return woken,
+            }
+        }
+    }
+
+    /// After a sleep: finds out what ended it, and disarms. Returns the time.
+    fn wake(&mut self, parked: Parked, mut woken: Woken, each: EachSource<'_>) -> u64 {
+        let back = self.clock.now();
+        self.counters.set_state(State::Arm);
+        self.note_latency(parked, woken, back);
+        self.tell_fired(woken, each);
+        let mut found = look(each);
+        if woken == Woken::TimedOut && found.work && !found.due {
+            // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not come
+            // either way is lost.
+            let grace = Parked { from: back, limit: self.ticks(self.config.grace) };
+            woken = self.block(grace);
+            self.tell_fired(woken, each);
+            found = look(each);
+        }
+        self.count(parked, woken, found, back, each);
+        each(&mut |source| source.disarm());
+        let now = self.clock.now();
+        self.counters.sleep_ticks.add(back.saturating_sub(parked.from));
+        self.counters.arm_ticks.add(now.saturating_sub(back));
+        self.counters.set_state(State::Poll);
+        self.note_away(parked.from, now);
+        self.woken_at = back;
+        now
+    }
+
+    /// Takes note that the worker slept in this gap.
+    fn note_away(&mut self, from: u64, until: u64) {
+        if let Some(gap) = &mut self.gap {
+            gap.away += until.saturating_sub(from);
+            gap.sleeps = gap.sleeps.saturating_add(1);
+        }
+    }
+
+    /// Takes note of how long the wake-up took, where that is known.
+    fn note_latency(&mut self, parked: Parked, woken: Woken, back: u64) {
+        let signalled = match woken {
+            Woken::TimedOut => Some(parked.from.saturating_add(parked.limit)),
+            Woken::Ready(_) => self.set.signalled_at(),
+            Woken::Interrupted => None,
+        };
+        if let Some(at) = signalled.filter(|at| (parked.from..=back).contains(at)) {
+            let ns = self.clock.ticks_to_ns(back - at);
+            self.counters.wake_ns.record(ns);
+            if let Rule::Adaptive(adaptive) = &mut self.rule {
+                adaptive.on_wake_latency(ns);
+            }
+        }
+    }
+
+    /// Tells the sources that woke.
+    fn tell_fired(&self, woken: Woken, each: EachSource<'_>) {
+        if let Woken::Ready(_) = woken {
+            visit(each, &mut |index, source| {
+                if self.set.has_fired(index) {
+                    source.fired();
+                }
+            });
+        }
+    }
+
+    /// Counts one sleep.
+    fn count(&mut self, parked: Parked, woken: Woken, found: Look, back: u64, each: EachSource<'_>) {
+        let counters = &self.counters;
+        counters.parks.add(1);
+        match (woken, found.work) {
+            (Woken::Ready(_), true) => {
+                counters.wakes.add(1);
+                self.credit(each);
+            }
+            (Woken::Ready(_), false) => counters.spurious.add(1),
+            (Woken::TimedOut, true) if found.due => self.credit(each),
+            (Woken::TimedOut, true) => counters.rescues.add(1),
+            (Woken::TimedOut, false) => counters.timeouts.add(1),
+            (Woken::Interrupted, _) => {}
+        }
+        if found.work
+            && let Some(gap) = &mut self.gap
+        {
+            gap.slept = Some(Slept { from: parked.from, until: back });
+        }
+    }
+
+    /// Counts a wake for each source that fired, or is due, and has work.
+    fn credit(&self, each: EachSource<'_>) {
+        visit(each, &mut |index, source| {
+            let woke = self.set.part(index) == Part::Deadline || self.set.has_fired(index);
+            if woke
+                && source.pending()
+                && let Some(noted) = self.set.wakes().get(index)
+            {
+                noted.wakes.add(1);
+            }
+        });
+    }
+
+    /// Asks the kernel about the program's own descriptors, while the worker polls.
+    fn glance(&mut self, now: u64, each: EachSource<'_>) {
+        self.glanced_at = now;
+        let woken = self.set.wait(Duration::ZERO);
+        self.tell_fired(woken, each);
+    }
+
+    fn ticks(&self, duration: Duration) -> u64 {
+        self.clock.ns_to_ticks(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl AsFd for Engine {
+    /// Readable once a source has woken since [`prepare`](Engine::prepare): for an event loop of the program's own.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.set.as_fd()
+    }
+}
+
+/// Looks at every source.
+fn look(each: EachSource<'_>) -> Look {
+    let mut found = Look::default();
+    each(&mut |source| {
+        if source.pending() {
+            found.work = true;
+            found.due |= matches!(source.wake(), Wake::At(_));
+        }
+    });
+    found
+}
+
+/// Visits the sources with their place in the order.
+fn visit(each: EachSource<'_>, to: &mut dyn FnMut(usize, &mut dyn super::Source)) {
+    let mut index = 0;
+    each(&mut |source| {
+        to(index, source);
+        index += 1;
+    });
+}
+
+fn after_arming(asymmetric: bool) {
+    if asymmetric {
+        crate::sys::barrier::heavy();
+    } else {
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+    }
+}

@@ -1,0 +1,215 @@
+//! The sources of one worker as the kernel sees them: one epoll set.
+//!
+//! Vectors and wakers are registered edge-triggered and never read: each signal counts once, and a wake costs no system call
+//! but the one that slept. A program's own descriptors are registered level-triggered, so that what it leaves unread is
+//! not forgotten.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::counters::SourceWakes;
+use super::{EachSource, Wake, Waker};
+use crate::irq::{IrqKind, Vector};
+use crate::sys::epoll::{Epoll, Events, Trigger, Woken};
+use crate::telemetry::Counter;
+
+/// What ends a sleep.
+#[derive(Debug)]
+enum Event {
+    Vector(Arc<Vector>),
+    Waker(Arc<Waker>),
+    Fd(Arc<OwnedFd>),
+}
+
+impl Event {
+    fn fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Vector(vector) => vector.as_fd(),
+            Self::Waker(waker) => waker.vector().as_fd(),
+            Self::Fd(fd) => fd.as_fd(),
+        }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Vector(a), Self::Vector(b)) => Arc::ptr_eq(a, b),
+            (Self::Waker(a), Self::Waker(b)) => Arc::ptr_eq(a, b),
+            (Self::Fd(a), Self::Fd(b)) => Arc::ptr_eq(a, b),
+            _ => false,
+        }
+    }
+}
+
+/// How one source takes part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// By the event with this key.
+    Event(usize),
+    /// By its deadline.
+    Deadline,
+    /// Not at all.
+    Deaf,
+}
+
+/// A source that cannot wake its worker, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Deaf {
+    pub(super) label: String,
+    pub(super) why: String,
+}
+
+/// All sources of a worker.
+#[derive(Debug)]
+pub(super) struct SourceSet {
+    epoll: Epoll,
+    ready: Events,
+    events: Vec<Event>,
+    wakes: Vec<Arc<SourceWakes>>,
+    parts: Vec<Part>,
+    deaf: Vec<Deaf>,
+    has_fds: bool,
+    needs_heavy_fence: bool,
+}
+
+impl SourceSet {
+    pub(super) fn new() -> io::Result<Self> {
+        Ok(Self {
+            epoll: Epoll::new()?,
+            ready: Events::new(1),
+            events: Vec::new(),
+            wakes: Vec::new(),
+            parts: Vec::new(),
+            deaf: Vec::new(),
+            has_fds: false,
+            needs_heavy_fence: false,
+        })
+    }
+
+    /// Takes in the sources that `each` visits instead of those of before. On an error the set holds some of them.
+    pub(super) fn refresh(&mut self, each: EachSource<'_>) -> Result<(), (String, io::Error)> {
+        for event in self.events.drain(..) {
+            // It was added, and is open: there is nothing that could fail.
+            let _ = self.epoll.remove(event.fd());
+        }
+        (self.parts, self.deaf, self.wakes) = (Vec::new(), Vec::new(), Vec::new());
+        (self.has_fds, self.needs_heavy_fence) = (false, false);
+        let mut failed = None;
+        each(&mut |source| {
+            if failed.is_none() {
+                failed = self.add(source.label(), source.wake()).err();
+            }
+        });
+        self.ready = Events::new(self.events.len().max(1));
+        failed.map_or(Ok(()), Err)
+    }
+
+    fn add(&mut self, label: String, wake: Wake) -> Result<(), (String, io::Error)> {
+        let (event, how) = match wake {
+            Wake::Vector(vector, kind) => (Event::Vector(vector), by_vector(kind)),
+            Wake::Waker(waker) => (Event::Waker(waker), "by a signal of the thread that has work for it"),
+            Wake::Fd(fd) => (Event::Fd(fd), "by becoming readable"),
+            Wake::At(_) => {
+                self.parts.push(Part::Deadline);
+                self.wakes.push(noted(label, "by its deadline".into()));
+                return Ok(());
+            }
+            Wake::Never(why) => {
+                self.parts.push(Part::Deaf);
+                self.wakes.push(noted(label.clone(), format!("not: {why}")));
+                self.deaf.push(Deaf { label, why: why.into_owned() });
+                return Ok(());
+            }
+        };
+        self.wakes.push(noted(label.clone(), how.into()));
+        if let Some(key) = self.events.iter().position(|known| known.is_same(&event)) {
+            self.parts.push(Part::Event(key));
+            return Ok(());
+        }
+        let trigger = match &event {
+            Event::Vector(vector) => {
+                // What fired before anybody waited is no wake-up.
+                vector.take();
+                Trigger::Edge
+            }
+            Event::Waker(waker) => {
+                waker.vector().take();
+                self.needs_heavy_fence |= waker.needs_heavy_fence();
+                Trigger::Edge
+            }
+            Event::Fd(_) => {
+                self.has_fds = true;
+                Trigger::Level
+            }
+        };
+        let key = self.events.len();
+        self.epoll.add(event.fd(), key as u64, trigger).map_err(|source| (label, source))?;
+        self.events.push(event);
+        self.parts.push(Part::Event(key));
+        Ok(())
+    }
+
+    /// How the source at `index` takes part; sources that came after the last refresh do not.
+    pub(super) fn part(&self, index: usize) -> Part {
+        self.parts.get(index).copied().unwrap_or(Part::Deaf)
+    }
+
+    /// The sources' names and wakes, in their order.
+    pub(super) fn wakes(&self) -> &[Arc<SourceWakes>] {
+        &self.wakes
+    }
+
+    /// Those that cannot wake.
+    pub(super) fn deaf(&self) -> &[Deaf] {
+        &self.deaf
+    }
+
+    /// Whether any is a program's own descriptor.
+    pub(super) fn has_fds(&self) -> bool {
+        self.has_fds
+    }
+
+    /// Whether arming takes effect only with the heavy fence.
+    pub(super) fn needs_heavy_fence(&self) -> bool {
+        self.needs_heavy_fence
+    }
+
+    /// Blocks until an event comes, at most `limit`.
+    pub(super) fn wait(&mut self, limit: Duration) -> Woken {
+        // It fails only for a bad descriptor or buffer, and these are ours. As a limit of zero it stays bounded.
+        self.epoll.wait(&mut self.ready, limit).unwrap_or(Woken::TimedOut)
+    }
+
+    /// Whether the source at `index` is among those whose event came with the last wait.
+    pub(super) fn has_fired(&self, index: usize) -> bool {
+        matches!(self.part(index), Part::Event(key) if self.ready.keys().any(|ready| ready == key as u64))
+    }
+
+    /// When the first of the wakers whose event came with the last wait was signalled, in ticks.
+    pub(super) fn signalled_at(&self) -> Option<u64> {
+        let stamp = |key: u64| match self.events.get(key as usize) {
+            Some(Event::Waker(waker)) => Some(waker.signalled_at()),
+            _ => None,
+        };
+        self.ready.keys().filter_map(stamp).min()
+    }
+}
+
+impl AsFd for SourceSet {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+}
+
+fn noted(label: String, how: String) -> Arc<SourceWakes> {
+    Arc::new(SourceWakes { label, how, wakes: Counter::default() })
+}
+
+fn by_vector(kind: IrqKind) -> &'static str {
+    match kind {
+        IrqKind::Intx => "by INTx",
+        IrqKind::Msi => "by MSI",
+        IrqKind::Msix => "by MSI-X",
+    }
+}

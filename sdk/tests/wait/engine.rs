@@ -1,0 +1,250 @@
+//! One engine and its sources.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use spinwake::sys::sched;
+use spinwake::wait::{Engine, EngineConfig, EngineError, FdSource, Source, Target, Timer, WaitCounters, WaitPolicy};
+
+use crate::rig::{Device, LONG, Shared, engine, idle_until_work, patient, until};
+
+const POLICIES: [WaitPolicy; 3] = [WaitPolicy::Poll, WaitPolicy::Interrupt, WaitPolicy::Adaptive(Target::None)];
+
+#[test]
+fn every_policy_finds_what_a_device_announces() {
+    for policy in POLICIES {
+        let mut device = Device::new();
+        let shared = device.shared.clone();
+        let mut engine = engine(patient(policy), &mut [&mut device]);
+        let counters = engine.counters().clone();
+        const WORK: usize = 200;
+        let producer = thread::spawn(move || {
+            for n in 0..WORK {
+                // Now and then it waits for the sleeper, else it comes while that is awake.
+                if n % 4 == 0 && policy != WaitPolicy::Poll {
+                    until("a sleep", || shared.is_armed());
+                    thread::sleep(Duration::from_micros(n as u64 * 10));
+                }
+                shared.put();
+            }
+        });
+        let mut taken = 0;
+        while taken < WORK {
+            idle_until_work(&mut engine, &mut [&mut device]);
+            taken += device.take();
+        }
+        producer.join().unwrap();
+        assert_eq!((counters.rescues.get(), counters.timeouts.get()), (0, 0), "{policy}");
+        match policy {
+            WaitPolicy::Poll => assert_eq!(counters.parks.get(), 0),
+            _ => {
+                assert!(counters.wakes.get() > 0, "{policy}: {counters:?}");
+                assert_eq!(counters.sources()[0].wakes.get(), counters.wakes.get());
+            }
+        }
+    }
+}
+
+#[test]
+fn work_whose_wake_up_is_lost_is_found_by_the_limit_and_counted() {
+    let mut device = Device::new();
+    let shared = device.shared.clone();
+    let mut engine = engine(EngineConfig::new(WaitPolicy::Interrupt), &mut [&mut device]);
+    let counters = engine.counters().clone();
+    const LOST: u64 = 20;
+    let producer = thread::spawn(move || {
+        for _ in 0..LOST {
+            until("the sleep", || shared.is_armed());
+            // Past the second look, so that nothing but the limit can find it.
+            thread::sleep(Duration::from_millis(1));
+            shared.put_silently();
+            until("the rescue", || shared.work.load(std::sync::atomic::Ordering::SeqCst) == 0);
+        }
+    });
+    for _ in 0..LOST {
+        idle_until_work(&mut engine, &mut [&mut device]);
+        device.take();
+    }
+    producer.join().unwrap();
+    // A thread that is held up between its look and its work may find the sleeper awake: rare, and no rescue.
+    let (rescues, woken) = (counters.rescues.get(), counters.turned_back.get());
+    assert!(rescues + woken >= LOST && rescues > LOST / 2, "{rescues} rescues, {woken} times turned back");
+}
+
+#[test]
+fn a_wake_up_that_is_only_late_is_no_rescue() {
+    let mut device = Device::new();
+    let shared = device.shared.clone();
+    let config =
+        EngineConfig { sleep_limit: Duration::from_millis(5), grace: LONG, ..EngineConfig::new(WaitPolicy::Interrupt) };
+    let mut engine = engine(config, &mut [&mut device]);
+    let counters = engine.counters().clone();
+    let producer = thread::spawn(move || {
+        until("the sleep", || shared.is_armed());
+        shared.put_silently();
+        // Long after the sleep's limit.
+        thread::sleep(Duration::from_millis(50));
+        shared.vector.signal(1);
+    });
+    idle_until_work(&mut engine, &mut [&mut device]);
+    producer.join().unwrap();
+    assert_eq!(counters.rescues.get(), 0);
+}
+
+#[test]
+fn a_timer_ends_a_sleep_when_it_is_due() {
+    let mut timer = Timer::new("tick");
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut timer]);
+    for _ in 0..20 {
+        let start = Instant::now();
+        timer.set(Duration::from_millis(2));
+        idle_until_work(&mut engine, &mut [&mut timer]);
+        assert!(timer.take_due() && start.elapsed() >= Duration::from_millis(2));
+    }
+    let counters = engine.counters();
+    assert_eq!((counters.rescues.get(), counters.timeouts.get()), (0, 0));
+    assert!(counters.sources()[0].wakes.get() > 0 && counters.wake_ns.snapshot().count() > 0);
+}
+
+#[test]
+fn a_descriptor_is_noticed_asleep_and_awake() {
+    for policy in POLICIES {
+        let (mut ours, theirs) = UnixStream::pair().unwrap();
+        let mut source = FdSource::new("socket", &theirs).unwrap();
+        let mut engine = engine(patient(policy), &mut [&mut source]);
+        for n in 0..20u8 {
+            ours.write_all(&[n]).unwrap();
+            idle_until_work(&mut engine, &mut [&mut source]);
+            assert!(source.take_readable() && !source.take_readable());
+            let mut read = [0];
+            (&theirs).read_exact(&mut read).unwrap();
+            assert_eq!(read, [n]);
+        }
+    }
+}
+
+#[test]
+fn what_is_left_unread_is_found_again() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut source = FdSource::new("socket", &theirs).unwrap();
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut source]);
+    ours.write_all(&[1, 2]).unwrap();
+    for _ in 0..2 {
+        idle_until_work(&mut engine, &mut [&mut source]);
+        assert!(source.take_readable());
+        (&theirs).read_exact(&mut [0]).unwrap();
+    }
+}
+
+#[test]
+fn a_source_that_cannot_wake_is_refused_or_polled_and_named() {
+    let mut device = Device { can_wake: false, ..Device::new() };
+    let refused = Engine::new(EngineConfig::new(WaitPolicy::Interrupt), Arc::default(), &mut |each| each(&mut device))
+        .unwrap_err();
+    assert!(
+        matches!(&refused, EngineError::CannotWake { label, why } if label == "device" && why.contains("no vector")),
+        "{refused}"
+    );
+    let mut engine = engine(patient(WaitPolicy::Adaptive(Target::None)), &mut [&mut device]);
+    assert!(engine.notes().iter().any(|note| note.contains("because of device it polls")), "{:?}", engine.notes());
+    let shared = device.shared.clone();
+    let producer = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(20));
+        shared.put_silently();
+    });
+    idle_until_work(&mut engine, &mut [&mut device]);
+    producer.join().unwrap();
+    assert_eq!(engine.counters().parks.get(), 0);
+}
+
+#[test]
+fn a_file_that_is_always_readable_is_refused_by_name() {
+    let file = tempfile::tempfile().unwrap();
+    let mut source = FdSource::new("journal", &file).unwrap();
+    let error = Engine::new(patient(WaitPolicy::Interrupt), Arc::default(), &mut |each| each(&mut source)).unwrap_err();
+    assert!(error.to_string().starts_with("journal cannot be waited for"), "{error}");
+}
+
+#[test]
+fn sources_come_and_go_between_sleeps() {
+    let (mut a, mut b) = (Device::new(), Device::new());
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut a]);
+    for round in 0..50 {
+        let device = if round % 2 == 0 { &mut a } else { &mut b };
+        engine.refresh(&mut |each| each(&mut *device)).unwrap();
+        let shared = device.shared.clone();
+        let producer = thread::spawn(move || {
+            until("the sleep", || shared.is_armed());
+            shared.put();
+        });
+        idle_until_work(&mut engine, &mut [&mut *device]);
+        device.take();
+        producer.join().unwrap();
+    }
+    assert_eq!(engine.counters().rescues.get(), 0);
+}
+
+#[test]
+fn a_signal_handler_does_not_end_a_sleep() {
+    let counters = Arc::<WaitCounters>::default();
+    let seen = counters.clone();
+    let (tell, tid) = std::sync::mpsc::channel();
+    let device = Device::new();
+    let shared = device.shared.clone();
+    // Any handler makes system calls return early.
+    let flag = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let handler = signal_hook::flag::register(signal_hook::consts::SIGUSR1, flag.clone()).unwrap();
+    let sleeper = thread::spawn(move || {
+        let mut device = device;
+        tell.send(sched::thread_id()).unwrap();
+        let mut engine = Engine::new(patient(WaitPolicy::Interrupt), counters, &mut |each| each(&mut device)).unwrap();
+        idle_until_work(&mut engine, &mut [&mut device]);
+    });
+    let tid = tid.recv().unwrap();
+    until("the sleep", || shared.is_armed());
+    for _ in 0..20 {
+        sched::signal_thread(tid, signal_hook::consts::SIGUSR1).unwrap();
+        thread::sleep(Duration::from_millis(1));
+    }
+    assert!(flag.load(std::sync::atomic::Ordering::SeqCst));
+    assert_eq!(seen.parks.get(), 0, "it is still in its first sleep");
+    shared.put();
+    sleeper.join().unwrap();
+    signal_hook::low_level::unregister(handler);
+    assert_eq!((seen.parks.get(), seen.wakes.get(), seen.rescues.get()), (1, 1, 0));
+}
+
+#[test]
+fn two_that_share_a_vector_are_told_apart_by_their_work() {
+    let mut a = Device::new();
+    // One vector for both, as with MSI and INTx.
+    let mut b = Device { shared: Arc::new(Shared::with(a.shared.vector.clone())), can_wake: true };
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut a, &mut b]);
+    let shared = b.shared.clone();
+    let producer = thread::spawn(move || {
+        until("the sleep", || shared.is_armed());
+        thread::sleep(Duration::from_millis(5));
+        shared.put();
+    });
+    idle_until_work(&mut engine, &mut [&mut a, &mut b]);
+    producer.join().unwrap();
+    let sources = engine.counters().sources();
+    assert_eq!((sources[0].wakes.get(), sources[1].wakes.get()), (0, engine.counters().wakes.get()));
+}
+
+#[test]
+fn it_tells_how_each_source_wakes() {
+    let mut device = Device::new();
+    let mut timer = Timer::new("tick");
+    let (_ours, theirs) = UnixStream::pair().unwrap();
+    let mut socket = FdSource::new("socket", &theirs).unwrap();
+    let mut sources: [&mut dyn Source; 3] = [&mut device, &mut timer, &mut socket];
+    let engine = engine(patient(WaitPolicy::Interrupt), &mut sources);
+    assert_eq!(
+        engine.notes(),
+        ["device wakes by MSI-X", "tick wakes by its deadline", "socket wakes by becoming readable"]
+    );
+}

@@ -1,0 +1,6 @@
+//! The wait engine as a program uses it, on real threads, eventfds and sockets.
+
+mod engine;
+mod foreign;
+mod rig;
+mod worker;
