@@ -6,7 +6,6 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
@@ -216,10 +215,7 @@ fn what_is_at_a_path_is_replaced_only_if_nobody_listens_there() {
 
     let live = UnixListener::bind(&path).unwrap();
     assert!(refusal().contains("another program is listening"));
-    // One that does not answer, and whose queue is full, is alive all the same.
-    let waiting = fill(&path);
-    assert!(refusal().contains("another program is listening"));
-    drop((live, waiting));
+    drop(live);
 
     // It left its file behind.
     assert!(path.exists());
@@ -238,18 +234,6 @@ fn what_is_at_a_path_is_replaced_only_if_nobody_listens_there() {
     assert!(error.to_string().contains("unix:/nowhere/at/all: No such file"), "{error}");
 }
 
-/// Connects to a socket until no more fit into its queue.
-fn fill(path: &Path) -> Vec<mio::net::UnixStream> {
-    let mut streams = Vec::new();
-    loop {
-        match mio::net::UnixStream::connect(path) {
-            Ok(stream) => streams.push(stream),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return streams,
-            Err(error) => panic!("{error} after {} connections", streams.len()),
-        }
-    }
-}
-
 #[test]
 fn a_port_that_is_taken_is_refused_by_name() {
     let taken = TcpListener::bind(ANY_PORT).unwrap();
@@ -264,9 +248,9 @@ fn a_port_that_is_taken_is_refused_by_name() {
 #[test]
 fn hundreds_of_silent_clients_hold_up_nobody_and_hold_no_descriptors() {
     let server = serve(ANY_PORT, &full());
-    // Both ends of each count against this process's 1,024 descriptors, those the server keeps at any rate.
+    // Few enough for the 1,024 descriptors of a process, this one being both ends and running other tests as well.
     let mut silent = Vec::new();
-    for number in 0..800 {
+    for number in 0..400 {
         let mut stream = connect(&server);
         match number % 4 {
             0 => stream.write_all(b"GET /met").unwrap(),
