@@ -20,6 +20,7 @@ use spinwake::dma::{DescRing, Descriptor};
 use spinwake::frame::{Burst, DATA_ROOM, Frame, Pool, Posted};
 use spinwake::irq::Vector;
 use spinwake::port::{Offloads, PortError, RxCounters, RxQueue};
+use spinwake::sys::relax::Watch;
 use spinwake::wait::{Source, Wake};
 
 use super::desc::rx as desc;
@@ -332,6 +333,10 @@ impl Source for IgbRx {
         if let Some(irq) = &mut self.irq {
             irq.disarm(&self.nic);
         }
+    }
+
+    fn watch(&self) -> Option<Watch<'_>> {
+        self.ring.as_ref().map(|ring| ring.watch(self.posted.head()))
     }
 
     fn wake(&self) -> Wake {

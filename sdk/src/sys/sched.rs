@@ -79,6 +79,13 @@ pub fn set_fifo(priority: i32) -> io::Result<()> {
     check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const param) })
 }
 
+/// Whether the calling thread is scheduled by a realtime class (`SCHED_FIFO`, `SCHED_RR`, `SCHED_DEADLINE`).
+pub fn is_realtime() -> bool {
+    // SAFETY: no pointers; 0 names the calling thread, which exists.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    matches!(policy & !libc::SCHED_RESET_ON_FORK, libc::SCHED_FIFO | libc::SCHED_RR | libc::SCHED_DEADLINE)
+}
+
 /// Locks every page this process has mapped, and every one it maps later.
 ///
 /// # Errors

@@ -14,10 +14,11 @@ use std::time::Duration;
 use super::counters::{State, WaitCounters};
 use super::policy::{Adaptive, Idle, WaitPolicy, WakeCost};
 use super::set::{Part, SourceSet};
-use super::{EachSource, Wake, calibrate};
-use crate::clock::Clock;
+use super::{EachSource, Source, Wake, calibrate};
+use crate::clock::{Clock, ClockSource};
 use crate::sys::epoll::Woken;
-use crate::sys::relax::Relax;
+use crate::sys::relax::{Relax, RelaxKind};
+use crate::sys::sched;
 
 /// How an engine shall wait.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,6 +78,13 @@ pub enum EngineError {
 const POLL_NS: u64 = 2_000;
 /// How long it looks with pauses before the next turn.
 const RELAX_NS: u64 = 20_000;
+/// Timers of an ordinary thread may fire this much of their length late, in thousandths (select_estimate_accuracy in the kernel's
+/// fs/select.c).
+const TIMER_SLACK_PART: u64 = 1;
+/// Wake-ups are kept apart by another time only once it differs by more than an 8th: changing it costs register writes.
+const MODERATION_STEP: u64 = 8;
+/// How long it naps at a time while work may come from several places.
+const NAP_NS: u64 = 500;
 /// How often a polling worker asks the kernel about a program's own descriptors.
 const GLANCE_NS: u64 = 20_000;
 
@@ -100,6 +108,10 @@ pub struct Engine {
     parked: Option<Parked>,
     woken_at: u64,
     glanced_at: u64,
+    /// A source cannot wake it, so it must not sleep.
+    sleepless: bool,
+    /// How late the kernel may end a sleep of ours without being late: this part of its length.
+    timer_slack_part: u64,
     /// What its devices were asked to leave between two wake-ups.
     moderation_ns: u64,
     /// Whether every source's device does so.
@@ -170,12 +182,14 @@ impl Engine {
             rule,
             set,
             clock,
-            relax: Relax::detect(),
+            relax: if matches!(clock.source(), ClockSource::Tsc { .. }) { Relax::detect() } else { Relax::pause() },
             counters,
             gap: None,
             parked: None,
             woken_at: 0,
             glanced_at: 0,
+            sleepless: false,
+            timer_slack_part: if sched::is_realtime() { 0 } else { TIMER_SLACK_PART },
             moderation_ns: 0,
             moderated: false,
         };
@@ -191,11 +205,14 @@ impl Engine {
     ///
     /// When a source does not fit the policy; the engine then polls, until it is refreshed with sources that do.
     pub fn refresh(&mut self, each: EachSource<'_>) -> Result<(), EngineError> {
+        self.gap = None;
         let refreshed = self.set.refresh(each);
         self.counters.set_sources(self.set.wakes().to_vec());
+        self.sleepless = refreshed.is_err() || !self.set.deaf().is_empty();
         refreshed.map_err(|(label, source)| EngineError::Register { label, source })?;
-        (self.moderation_ns, self.moderated) = (u64::MAX, false);
-        self.gap = None;
+        if !matches!(self.rule, Rule::Poll) {
+            self.moderate(self.hold_ns(), each);
+        }
         match (&self.rule, self.set.deaf().first()) {
             (Rule::Interrupt(_), Some(deaf)) => {
                 Err(EngineError::CannotWake { label: deaf.label.clone(), why: deaf.why.clone() })
@@ -286,7 +303,7 @@ impl Engine {
     fn begin_gap(&mut self, now: u64) -> Gap {
         let spin_ns = match &self.rule {
             Rule::Poll => u64::MAX,
-            _ if !self.set.deaf().is_empty() => u64::MAX,
+            _ if self.sleepless => u64::MAX,
             Rule::Interrupt(_) => 0,
             Rule::Adaptive(adaptive) => adaptive.spin_ns(),
         };
@@ -329,12 +346,32 @@ impl Engine {
         let until = until.min(from.saturating_add(self.clock.ns_to_ticks(RELAX_NS)));
         let mut now = from;
         while now < until && !look(each).work {
-            self.relax.brief();
+            self.rest(now, until, each);
             now = self.clock.now();
         }
         self.counters.relax_ticks.add(now.saturating_sub(from));
         self.counters.set_state(State::Poll);
         now
+    }
+
+    /// Rests for a moment between two looks: where the processor can wait for a write, until the only source that shows its work
+    /// in memory is written to.
+    fn rest(&self, now: u64, until: u64, each: EachSource<'_>) {
+        if self.relax.kind() == RelaxKind::Pause {
+            return self.relax.brief();
+        }
+        let Some(watched) = self.set.only_source() else {
+            return self.relax.until(until.min(now.saturating_add(self.clock.ns_to_ticks(NAP_NS))));
+        };
+        let mut watch = |index, source: &mut dyn Source| {
+            if index == watched {
+                match source.watch() {
+                    Some(line) => self.relax.until_write(line, until, || !source.pending()),
+                    None => self.relax.brief(),
+                }
+            }
+        };
+        visit(each, &mut watch);
     }
 
     /// One sleep, unless there is work after all. Returns the time.
@@ -349,9 +386,8 @@ impl Engine {
 
     /// Keeps wake-ups as far apart as the policy wants where the devices do not: sleeps with nothing armed.
     fn hold(&mut self, now: u64, each: EachSource<'_>) -> u64 {
-        let Rule::Adaptive(adaptive) = &self.rule else { return now };
-        let hold_ns = adaptive.hold_ns();
-        if hold_ns != self.moderation_ns {
+        let hold_ns = self.hold_ns();
+        if hold_ns.abs_diff(self.moderation_ns) > self.moderation_ns / MODERATION_STEP {
             self.moderate(hold_ns, each);
         }
         let until = self.woken_at.saturating_add(self.clock.ns_to_ticks(hold_ns));
@@ -365,6 +401,14 @@ impl Engine {
         self.counters.set_state(State::Poll);
         self.note_away(now, back);
         back
+    }
+
+    /// How far apart wake-ups shall be.
+    fn hold_ns(&self) -> u64 {
+        match &self.rule {
+            Rule::Adaptive(adaptive) => adaptive.hold_ns(),
+            Rule::Poll | Rule::Interrupt(_) => 0,
+        }
     }
 
     /// Asks every device that can wake to leave `ns` between two wake-ups.
@@ -461,7 +505,9 @@ impl Engine {
     /// Takes note of how long the wake-up took, where that is known.
     fn note_latency(&mut self, parked: Parked, woken: Woken, back: u64) {
         let signalled = match woken {
-            Woken::TimedOut => Some(parked.from.saturating_add(parked.limit)),
+            Woken::TimedOut => Some(
+                parked.from.saturating_add(parked.limit).saturating_add(parked.limit * self.timer_slack_part / 1000),
+            ),
             Woken::Ready(_) => self.set.signalled_at(),
             Woken::Interrupted => None,
         };
@@ -552,7 +598,7 @@ fn look(each: EachSource<'_>) -> Look {
 }
 
 /// Visits the sources with their place in the order.
-fn visit(each: EachSource<'_>, to: &mut dyn FnMut(usize, &mut dyn super::Source)) {
+fn visit(each: EachSource<'_>, to: &mut dyn FnMut(usize, &mut dyn Source)) {
     let mut index = 0;
     each(&mut |source| {
         to(index, source);

@@ -165,6 +165,20 @@ impl SourceSet {
         &self.deaf
     }
 
+    /// The place of the only source whose work may come at any moment; `None` when there are several. Timers are known ahead, and
+    /// a control plane's requests can wait.
+    pub(super) fn only_source(&self) -> Option<usize> {
+        let is_urgent = |part: &Part| match part {
+            Part::Event(key) => {
+                !matches!(self.events.get(*key), Some(Event::Waker(waker)) if !waker.needs_heavy_fence())
+            }
+            Part::Deadline => false,
+            Part::Deaf => true,
+        };
+        let mut urgent = self.parts.iter().enumerate().filter(|(_, part)| is_urgent(part)).map(|(index, _)| index);
+        urgent.next().filter(|_| urgent.next().is_none())
+    }
+
     /// Whether any is a program's own descriptor.
     pub(super) fn has_fds(&self) -> bool {
         self.has_fds

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::Waker;
 use crate::irq::{IrqKind, Vector};
+use crate::sys::relax::Watch;
 
 /// Anything that a worker can wait for: a receive queue, transmit completions, a ring between cores, a status register, a
 /// timer, requests of other threads, a file descriptor.
@@ -40,6 +41,12 @@ pub trait Source: Send {
 
     /// Called when its [`Wake`] was seen to fire, before `disarm`.
     fn fired(&mut self) {}
+
+    /// The memory that is written when its work comes: where the processor can wait for a write, a worker that looks for work waits there.
+    /// `None` when there is no single such place.
+    fn watch(&self) -> Option<Watch<'_>> {
+        None
+    }
 
     /// Asks its device to leave at least this long between two wake-ups; zero for no delay at all. Returns what the device
     /// will do, `None` when it cannot hold wake-ups back.
