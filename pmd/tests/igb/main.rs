@@ -176,6 +176,36 @@ fn guest_each_queue_wakes_by_its_own_vector() {
 }
 
 #[test]
+fn soft_msix_wakes_by_edges() {
+    rig::soft(|rig| waking::edges_wake(rig, IrqKind::Msix));
+}
+
+#[test]
+fn guest_msix_wakes_by_edges() {
+    rig::guest(|rig| waking::edges_wake(rig, IrqKind::Msix));
+}
+
+#[test]
+fn soft_msi_wakes_by_edges() {
+    rig::soft(|rig| waking::edges_wake(rig, IrqKind::Msi));
+}
+
+#[test]
+fn guest_msi_wakes_by_edges() {
+    rig::guest(|rig| waking::edges_wake(rig, IrqKind::Msi));
+}
+
+#[test]
+fn soft_intx_wakes_by_edges() {
+    rig::soft(|rig| waking::edges_wake(rig, IrqKind::Intx));
+}
+
+#[test]
+fn guest_intx_wakes_by_edges() {
+    rig::guest(|rig| waking::edges_wake(rig, IrqKind::Intx));
+}
+
+#[test]
 fn soft_completions_wake_by_msix() {
     rig::soft(|rig| completions::completions_wake(rig, IrqKind::Msix));
 }

@@ -1,11 +1,14 @@
 //! Interrupts: what wakes a blocked wait.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use spinwake::frame::Burst;
 use spinwake::irq::IrqKind;
 use spinwake::port::{Link, Port, PortConfig};
+use spinwake::sys::epoll::{Epoll, Events, Trigger, Woken};
 
 use crate::packet::{frame, ipv4, pattern};
 use crate::rig::{LIMIT, QUIET, Rig, Side, finish, until};
@@ -76,7 +79,7 @@ pub(crate) fn frames_wake(rig: &Rig, kind: IrqKind) {
             });
             if round % 2 == 0 {
                 until("the waiter", || blocked.load(Ordering::Acquire));
-                std::thread::sleep(std::time::Duration::from_millis(2));
+                std::thread::sleep(Duration::from_millis(2));
             }
             let frames = vec![frame(&mut pool, &pattern(target, source, 70, round))];
             a.send(&mut pool, frames);
@@ -94,6 +97,43 @@ pub(crate) fn frames_wake(rig: &Rig, kind: IrqKind) {
         assert_eq!(vector.take(), 0, "a disarmed queue does not fire");
     }
     assert!(spurious <= u64::from(ROUNDS / 10), "{spurious} wakes for frames that had been polled");
+    finish([a, b], pool);
+}
+
+/// As a worker waits: the vector is watched for edges, nobody ever takes its count, and a park may be called off with its
+/// interrupt on the way. Each sleep is ended by the frame that comes in it.
+pub(crate) fn edges_wake(rig: &Rig, kind: IrqKind) {
+    const ROUNDS: u32 = 150;
+    let (a, b, mut pool) = rig.open(Some(kind));
+    let config = PortConfig::default();
+    let [mut a, mut b] = [a, b].map(|port| Side::start(port, &config));
+    a.await_link();
+    b.await_link();
+    b.prime(&mut pool);
+    let bytes = pattern(b.port.mac(), a.port.mac(), 64, 0);
+    let (epoll, mut events) = (Epoll::new().unwrap(), Events::new(1));
+    epoll.add(b.rx[0].vector().expect("a vector").as_fd(), 0, Trigger::Edge).unwrap();
+    for round in 0..ROUNDS {
+        if round % 3 == 0 {
+            // The second look finds a frame, so nobody looks whether its interrupt came too.
+            b.rx[0].arm();
+            let frames = vec![frame(&mut pool, &bytes)];
+            a.send(&mut pool, frames);
+            until("the frame", || b.rx[0].pending());
+            b.rx[0].disarm();
+            assert_eq!(b.receive(&mut pool, 1).len(), 1);
+        }
+        b.rx[0].arm();
+        assert!(!b.rx[0].pending());
+        // What is left of an earlier sleep must not be taken for this one's end.
+        while epoll.wait(&mut events, Duration::ZERO).unwrap() != Woken::TimedOut {}
+        let frames = vec![frame(&mut pool, &bytes)];
+        a.send(&mut pool, frames);
+        assert_eq!(epoll.wait(&mut events, LIMIT).unwrap(), Woken::Ready(1), "round {round}: {kind} woke nobody");
+        b.rx[0].disarm();
+        assert_eq!(b.receive(&mut pool, 1).len(), 1);
+    }
+    assert!(b.rx[0].vector().unwrap().take() >= u64::from(ROUNDS), "nobody took it");
     finish([a, b], pool);
 }
 
