@@ -336,7 +336,8 @@ impl Source for IgbRx {
     }
 
     fn watch(&self) -> Option<Watch<'_>> {
-        self.ring.as_ref().map(|ring| ring.watch(self.posted.head()))
+        let head = self.posted.head();
+        self.ring.as_ref().filter(|_| head != self.published).map(|ring| ring.watch(head))
     }
 
     fn wake(&self) -> Wake {

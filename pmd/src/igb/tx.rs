@@ -14,6 +14,7 @@ use std::time::Duration;
 use spinwake::dma::DescRing;
 use spinwake::frame::{Burst, Frame, InFlight, L4Checksum, Pool};
 use spinwake::port::{Offloads, PortError, TxCounters, TxQueue};
+use spinwake::sys::relax::Watch;
 use spinwake::wait::{Source, Wake};
 
 use super::desc::tx as desc;
@@ -371,6 +372,11 @@ impl Source for IgbTx {
     fn pending(&self) -> bool {
         let Some(ring) = &self.ring else { return false };
         self.first_batch != self.next_batch && self.oldest_batch().is_done(ring, Ordering::Relaxed)
+    }
+
+    fn watch(&self) -> Option<Watch<'_>> {
+        let last = self.oldest_batch().end.wrapping_sub(1);
+        self.ring.as_ref().filter(|_| self.first_batch != self.next_batch).map(|ring| ring.watch(last))
     }
 
     /// Every burst ends with a descriptor that asks for its completion, and so raises the cause: whatever is in flight
