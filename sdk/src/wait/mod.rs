@@ -1,4 +1,4 @@
-//! Waiting: what a worker can wait for, how it is woken, and when it sleeps.
+#![doc = include_str!("waiting.md")]
 
 mod calibrate;
 mod counters;
