@@ -1,5 +1,7 @@
 //! Interrupts of transmit completions: what wakes a sender that waits for room.
 
+use std::sync::Arc;
+
 use spinwake::frame::{Burst, Pool};
 use spinwake::irq::{IrqKind, Vector};
 use spinwake::port::{MacAddr, Port, PortConfig};
@@ -17,7 +19,7 @@ fn start(rig: &Rig, kind: IrqKind, config: &PortConfig) -> (Side, Side, Pool) {
     (a, b, pool)
 }
 
-fn vector_of(source: &dyn Source, kind: IrqKind) -> std::sync::Arc<Vector> {
+fn vector_of(source: &dyn Source, kind: IrqKind) -> Arc<Vector> {
     match source.wake() {
         Wake::Vector(vector, of) if of == kind => vector,
         other => panic!("{} wakes by {other:?}", source.label()),
@@ -37,11 +39,7 @@ pub(crate) fn completions_wake(rig: &Rig, kind: IrqKind) {
     let to = b.port.mac();
     let vector = vector_of(&*a.tx[0], kind);
     let own = kind == IrqKind::Msix;
-    assert_eq!(
-        std::sync::Arc::ptr_eq(&vector, a.rx[0].vector().unwrap()),
-        !own,
-        "one of its own where there are enough"
-    );
+    assert_eq!(Arc::ptr_eq(&vector, a.rx[0].vector().unwrap()), !own, "one of its own where there are enough");
     for round in 0..ROUNDS {
         assert!(!a.tx[0].pending());
         a.tx[0].arm();
@@ -98,5 +96,50 @@ pub(crate) fn room_wakes(rig: &Rig, kind: IrqKind, sleeps: usize) {
     until("the last completion", || (a.tx[0].reclaim(&mut pool), a.tx[0].in_flight()).1 == 0);
     // The device counts when it likes.
     until("the count of what was sent", || a.port.stats().tx_frames == sent as u64);
+    finish([a, b], pool);
+}
+
+/// Where one vector serves both directions, each side that is armed is woken by its own cause, whatever the other does.
+/// A sleep ends with the first interrupt, after which everybody who shared it arms again.
+pub(crate) fn shared_vector_wakes(rig: &Rig, kind: IrqKind) {
+    // With MSI-X more queues than there are vectors for.
+    let queues = if kind == IrqKind::Msix { 16 } else { 1 };
+    let config = PortConfig { rx_queues: queues, tx_queues: queues, rx_ring_len: 64, ..PortConfig::default() };
+    let (mut a, mut b, mut pool) = start(rig, kind, &config);
+    a.prime(&mut pool);
+    let (to_a, to_b) = (a.port.mac(), b.port.mac());
+    let vector = vector_of(&*a.tx[0], kind);
+    assert!(Arc::ptr_eq(&vector, a.rx[0].vector().unwrap()));
+    for round in 0..100 {
+        let (tx_first, completion, alone) = (round & 1 != 0, round & 2 != 0, round & 4 != 0);
+        // In flight, or there would be nothing to be armed for.
+        send_one(&mut a, &mut pool, to_b);
+        until("the completion", || a.tx[0].pending());
+        if tx_first {
+            a.tx[0].arm();
+        }
+        a.rx[0].arm();
+        a.tx[0].arm();
+        match (alone, completion) {
+            (true, true) => a.rx[0].disarm(),
+            (true, false) => a.tx[0].disarm(),
+            (false, _) => {}
+        }
+        vector.take();
+        if completion {
+            send_one(&mut a, &mut pool, to_b);
+        } else {
+            send_one(&mut b, &mut pool, to_a);
+        }
+        assert!(vector.wait(LIMIT) > 0, "round {round}: {kind} woke nobody");
+        a.rx[0].disarm();
+        a.tx[0].disarm();
+        assert_eq!(a.receive(&mut pool, usize::from(!completion)).len(), usize::from(!completion));
+        for side in [&mut a, &mut b] {
+            until("completions", || (side.tx[0].reclaim(&mut pool), side.tx[0].in_flight()).1 == 0);
+        }
+        b.poll(&mut pool);
+        vector.take();
+    }
     finish([a, b], pool);
 }

@@ -226,6 +226,36 @@ fn guest_room_in_a_full_ring_wakes_by_msix() {
 }
 
 #[test]
+fn soft_a_shared_msix_vector_wakes_for_both_directions() {
+    rig::soft(|rig| completions::shared_vector_wakes(rig, IrqKind::Msix));
+}
+
+#[test]
+fn guest_a_shared_msix_vector_wakes_for_both_directions() {
+    rig::guest(|rig| completions::shared_vector_wakes(rig, IrqKind::Msix));
+}
+
+#[test]
+fn soft_a_shared_msi_vector_wakes_for_both_directions() {
+    rig::soft(|rig| completions::shared_vector_wakes(rig, IrqKind::Msi));
+}
+
+#[test]
+fn guest_a_shared_msi_vector_wakes_for_both_directions() {
+    rig::guest(|rig| completions::shared_vector_wakes(rig, IrqKind::Msi));
+}
+
+#[test]
+fn soft_a_shared_intx_vector_wakes_for_both_directions() {
+    rig::soft(|rig| completions::shared_vector_wakes(rig, IrqKind::Intx));
+}
+
+#[test]
+fn guest_a_shared_intx_vector_wakes_for_both_directions() {
+    rig::guest(|rig| completions::shared_vector_wakes(rig, IrqKind::Intx));
+}
+
+#[test]
 fn soft_moderation_keeps_msix_wakes_apart() {
     rig::soft(|rig| moderation::keeps_its_distance(rig, IrqKind::Msix, Duration::from_millis(2), 1));
 }

@@ -176,7 +176,7 @@ pub(crate) fn guest(scenario: impl FnOnce(&Rig)) {
 /// Runs `scenario` on two soft NICs on a cable of their own.
 pub(crate) fn soft(scenario: impl FnOnce(&Rig)) {
     static CABLES: AtomicUsize = AtomicUsize::new(0);
-    let spec = format!("soft:,queues=4,wire=igb-{}", CABLES.fetch_add(1, Ordering::Relaxed)).parse().unwrap();
+    let spec = format!("soft:,queues=16,wire=igb-{}", CABLES.fetch_add(1, Ordering::Relaxed)).parse().unwrap();
     let control: Rc<RefCell<Option<Control>>> = Rc::default();
     let opened = control.clone();
     let open = move || {
