@@ -93,7 +93,8 @@ impl SourceSet {
             // It was added, and is open: there is nothing that could fail.
             let _ = self.epoll.remove(event.fd());
         }
-        (self.parts, self.deaf, self.wakes) = (Vec::new(), Vec::new(), Vec::new());
+        let known = std::mem::take(&mut self.wakes);
+        (self.parts, self.deaf) = (Vec::new(), Vec::new());
         (self.has_fds, self.needs_heavy_fence) = (false, false);
         let mut failed = None;
         each(&mut |source| {
@@ -101,6 +102,12 @@ impl SourceSet {
                 failed = self.add(source.label(), source.wake()).err();
             }
         });
+        // Those that stay keep their count.
+        for source in &mut self.wakes {
+            if let Some(same) = known.iter().find(|known| known.label == source.label && known.how == source.how) {
+                *source = same.clone();
+            }
+        }
         self.ready = Events::new(self.events.len().max(1));
         failed.map_or(Ok(()), Err)
     }

@@ -1,7 +1,10 @@
 //! A status register as a source: edu's factorial, polled for and slept on.
 
+use std::thread;
+
 use spinwake::irq::{AckProgram, AckStep};
-use spinwake::wait::{RegisterSource, Source, Status, StatusInterrupt, Wake};
+use spinwake::wait::{EngineConfig, RegisterSource, Source, Status, StatusInterrupt, Target, WaitPolicy, Wake};
+use spinwake::worker::{Task, Worker, WorkerConfig};
 
 use super::*;
 
@@ -51,22 +54,28 @@ fn guest_edu_is_polled_by_its_status_register() {
     assert!(waited > 0, "it was always done at once: nothing was waited for");
 }
 
-/// Factorials, of which those that take longer are slept on.
-fn sleep_on(kind: IrqKind) {
-    let device: Arc<dyn Device> = Arc::new(edu());
-    let bar = Arc::new(device.bar(0).unwrap());
+/// The factorial's status, by which it interrupts with `kind`; and the vector.
+fn done_by(device: &Arc<dyn Device>, bar: &Arc<Bar>, kind: IrqKind) -> (RegisterSource, Arc<Vector>) {
     device.set_bus_master(true).unwrap(); // a message is a write
     let vector = Arc::new(Vector::new().unwrap());
     device.irq_enable(kind, &[vector.as_fd()]).unwrap();
     let (status, acknowledge) = (Reg::at(edu_regs::STATUS.offset()), Reg::at(edu_regs::IRQ_ACK.offset()));
     let acknowledge = AckStep::Write(acknowledge, FACT_IRQ);
-    let mut source = done(&bar).wakes_by(StatusInterrupt {
+    let source = done(bar).wakes_by(StatusInterrupt {
         vector: vector.clone(),
         kind,
         arm: AckProgram::new([acknowledge, AckStep::Write(status, IRQ_FACT)]),
         disarm: AckProgram::new([AckStep::Write(status, 0), acknowledge]),
         device: Some(device.clone()),
     });
+    (source, vector)
+}
+
+/// Factorials, of which those that take longer are slept on.
+fn sleep_on(kind: IrqKind) {
+    let device: Arc<dyn Device> = Arc::new(edu());
+    let bar = Arc::new(device.bar(0).unwrap());
+    let (mut source, vector) = done_by(&device, &bar, kind);
     // Doubled until it takes longer than arming, on whatever machine this is.
     let mut long = 1 << 20;
     let (mut sleeps, mut spurious) = (0, 0);
@@ -105,4 +114,97 @@ fn guest_edu_wakes_by_msi() {
 fn guest_edu_wakes_by_intx() {
     let Some(_guest) = guest() else { return };
     sleep_on(IrqKind::Intx);
+}
+
+/// Has edu compute one factorial after another.
+#[derive(Debug)]
+struct Factorials {
+    bar: Arc<Bar>,
+    done: RegisterSource,
+    /// What is being computed.
+    n: u32,
+    computed: u32,
+    wrong: Vec<(u32, u32)>,
+}
+
+impl Factorials {
+    fn begin(&mut self) {
+        // Every fourth one takes milliseconds.
+        self.n = if self.computed.is_multiple_of(4) { 1 << 22 } else { self.computed % 40 };
+        self.bar.write(edu_regs::FACTORIAL, self.n);
+    }
+}
+
+impl Task for Factorials {
+    fn on_start(&mut self) {
+        self.begin();
+    }
+
+    fn turn(&mut self) -> usize {
+        if self.done.take().is_none() {
+            return 0;
+        }
+        let result = self.bar.read(edu_regs::FACTORIAL);
+        if result != factorial(self.n) {
+            self.wrong.push((self.n, result));
+        }
+        self.computed += 1;
+        self.begin();
+        1
+    }
+
+    fn sources(&mut self, each: &mut dyn FnMut(&mut dyn Source)) {
+        each(&mut self.done);
+    }
+}
+
+/// Polled first, because nothing can wake it, then slept on by MSI and by INTx: one worker all the way.
+#[test]
+fn guest_edu_is_served_by_one_adaptive_worker() {
+    let Some(_guest) = guest() else { return };
+    let device: Arc<dyn Device> = Arc::new(edu());
+    let bar = Arc::new(device.bar(0).unwrap());
+    let task = Factorials { bar: bar.clone(), done: done(&bar), n: 0, computed: 0, wrong: Vec::new() };
+    let wait = EngineConfig::new(WaitPolicy::Adaptive(Target::None));
+    let worker = Worker::spawn(WorkerConfig { name: "edu".into(), core: 1, fifo: None, wait }, task).unwrap();
+    assert!(
+        worker.notes().iter().any(|note| note.contains("edu factorial") && note.contains("polls")),
+        "{:?}",
+        worker.notes()
+    );
+    let woken = || {
+        let sources = worker.waits().sources();
+        sources.iter().filter(|source| source.label == "edu factorial").map(|source| source.wakes.get()).sum::<u64>()
+    };
+    let compute = |how: &str, count: u32, wakes: u64| {
+        let deadline = Instant::now() + LONG;
+        let (goal, wakes) = (worker.call(LONG, |task| task.computed).unwrap() + count, woken() + wakes);
+        while worker.call(LONG, |task| task.computed).unwrap() < goal || woken() < wakes {
+            assert!(Instant::now() < deadline, "{how}: {:?}", worker.waits());
+            thread::sleep(Duration::from_millis(50));
+        }
+    };
+    let waits = worker.waits();
+    compute("polling", ROUNDS, 0);
+    assert_eq!(waits.parks.get(), 0, "nothing could have woken it");
+    for kind in [IrqKind::Msi, IrqKind::Intx] {
+        let theirs = device.clone();
+        worker
+            .call(LONG, move |task| {
+                // Off first, for another kind cannot be on at the same time.
+                drop(theirs.irq_disable());
+                task.done = done_by(&theirs, &task.bar, kind).0;
+            })
+            .unwrap();
+        let parks = waits.parks.get();
+        compute(&kind.to_string(), ROUNDS, 50);
+        println!(
+            "{kind}: {} parks, {} wakes in all, {} spurious",
+            waits.parks.get() - parks,
+            woken(),
+            waits.spurious.get()
+        );
+    }
+    assert_eq!(waits.rescues.get(), 0);
+    assert_eq!(worker.stop().unwrap().wrong, []);
 }
