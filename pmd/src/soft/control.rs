@@ -135,6 +135,21 @@ impl Control {
         self.nic.races.store(n, Ordering::Relaxed);
     }
 
+    /// Makes each access to a register that arms or disarms (the causes and masks) take a random time up to `limit` before
+    /// it has its effect; zero ends that. A driver arms sooner than the fabric can answer its doorbell, so without this few
+    /// frames of a closed loop come between the steps of arming.
+    ///
+    /// # Panics
+    ///
+    /// When `limit` is more than a second.
+    pub fn slow_arming(&self, limit: Duration) {
+        assert!(
+            limit <= Duration::from_secs(1),
+            "an access that takes {limit:?} would look like a device that is gone"
+        );
+        self.nic.slow_ns.store(limit.as_nanos() as u64, Ordering::Relaxed);
+    }
+
     /// From now on keeps what the port sends to the built-in sink.
     pub fn capture(&self) {
         *self.nic.account.captured.lock().unwrap_or_else(PoisonError::into_inner) = Some(Vec::new());

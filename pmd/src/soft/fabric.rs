@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use spinwake::cpu::KeepOff;
 use spinwake::irq::Vector;
 
 use super::clock::now_ns;
@@ -26,6 +27,8 @@ const EARLY_NS: u64 = 120_000;
 /// After work, it stays awake this long: the next doorbell is often near, also that of a driver which has to wake up first.
 /// A driver that sleeps would otherwise pay for waking the fabric, which no device makes it do.
 const LINGER_NS: u64 = 100_000;
+/// How often it looks whether it is on a core that belongs to somebody.
+const CORES_NS: u64 = 10_000_000;
 /// A sleep's bound: should a wake-up ever be lost, this finds the work.
 const LONGEST_SLEEP_NS: u64 = 1_000_000_000;
 
@@ -139,6 +142,9 @@ fn run(bell: &Bell) {
     let mut partners: Vec<Option<usize>> = Vec::new();
     let mut shared = Shared::default();
     let mut last_busy_ns = 0;
+    // Drivers are played with, not competed with: a device does not run on its driver's core.
+    let mut keep_off = KeepOff::new();
+    let mut cores_due_ns = 0;
     loop {
         if bell.news.swap(false, Ordering::SeqCst) {
             let arrived = plant().as_mut().map(|p| std::mem::take(&mut p.inbox)).unwrap_or_default();
@@ -156,6 +162,10 @@ fn run(bell: &Bell) {
         }
         let (busy, due_ns) = round(&mut stations, &partners, &mut shared);
         let now = now_ns();
+        if now >= cores_due_ns {
+            keep_off.look();
+            cores_due_ns = now + CORES_NS;
+        }
         if busy {
             last_busy_ns = now;
             continue;

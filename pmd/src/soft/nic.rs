@@ -53,6 +53,8 @@ pub(super) struct Nic {
     pub(super) stalled: AtomicBool,
     /// The device was closed: the fabric lets go of it.
     pub(super) unplugged: AtomicBool,
+    /// How long an access to an interrupt register takes at most, in nanoseconds: see [`super::Control::slow_arming`].
+    pub(super) slow_ns: AtomicU64,
     /// Writes that unmask interrupts and are to be preceded by a frame: see [`super::Control::race_arm`].
     pub(super) races: AtomicU32,
 }
@@ -183,6 +185,7 @@ impl Nic {
             halted: AtomicBool::new(false),
             stalled: AtomicBool::new(false),
             unplugged: AtomicBool::new(false),
+            slow_ns: AtomicU64::new(0),
             races: AtomicU32::new(0),
         }
     }

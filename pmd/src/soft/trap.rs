@@ -6,7 +6,7 @@ use std::time::Duration;
 use spinwake::mmio::{RegisterIo, Width};
 
 use super::clock::now_ns;
-use super::fault::Fault;
+use super::fault::{Fault, Rng};
 use super::layout::{self as at, ctrl, icr, queue, status};
 use super::nic::{Nic, Order, pending};
 
@@ -46,6 +46,7 @@ impl RegisterIo for Nic {
 
 impl Nic {
     fn read_word(&self, offset: usize) -> u32 {
+        self.dawdle(offset);
         match offset {
             at::STATUS => self.status(),
             at::CTRL_DUP => self.registers.get(at::CTRL),
@@ -67,6 +68,7 @@ impl Nic {
     }
 
     fn write_word(&self, offset: usize, value: u32) {
+        self.dawdle(offset);
         match offset {
             at::RX_QUEUES..0xC400 => self.write_queue(offset, value, at::RX_QUEUES, 16),
             at::TX_QUEUES..0xE400 => self.write_queue(offset, value, at::TX_QUEUES, 0),
@@ -209,6 +211,20 @@ impl Nic {
     pub(super) fn keep_time(&self, due_ns: u64) {
         if self.irq.due_ns() < due_ns {
             self.notify(pending::TIMER);
+        }
+    }
+
+    /// Takes a random time for an access to an interrupt register, if a test asked for that.
+    fn dawdle(&self, offset: usize) {
+        let limit_ns = self.slow_ns.load(Ordering::Relaxed);
+        if limit_ns == 0 || !matches!(offset, at::ICR | at::IMS | at::IMC | at::EICR | at::EIMS | at::EIMC) {
+            return;
+        }
+        let start_ns = now_ns();
+        // The time of the access is chance enough.
+        let until_ns = start_ns + Rng::new(start_ns).below(limit_ns + 1);
+        while now_ns() < until_ns {
+            std::hint::spin_loop();
         }
     }
 

@@ -1,6 +1,8 @@
-//! Keeping a thread on one core.
+//! Keeping a thread on one core, and others off it.
 
+use std::cell::RefCell;
 use std::io;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::set::CpuSet;
 use crate::sys::sched;
@@ -74,7 +76,86 @@ pub fn pin_current_thread(core: usize) -> Result<(), PinError> {
     if allowed != [core] || current != core {
         return Err(PinError::NoEffect { core, allowed: allowed.into_iter().collect(), current });
     }
+    PIN.with_borrow_mut(|pin| *pin = Some(Pin::note(core)));
     Ok(())
+}
+
+/// The cores that threads of this process are pinned to now: with [`pin_current_thread`], and not ended since.
+pub fn pinned_cores() -> CpuSet {
+    pinned().iter().copied().collect()
+}
+
+/// Keeps a helper thread off the cores that other threads of the process are pinned to.
+///
+/// Without it the kernel likes to put a thread that a worker wakes on that worker's core, where one of the two then waits
+/// for the other.
+#[derive(Debug)]
+pub struct KeepOff {
+    /// Where the thread could run at first.
+    allowed: CpuSet,
+    avoided: CpuSet,
+}
+
+impl KeepOff {
+    /// For the calling thread. Where it may run now is where it may run from now on, but for the cores to keep off.
+    pub fn new() -> Self {
+        let allowed = sched::affinity(0).unwrap_or_default().into_iter().collect();
+        Self { allowed, avoided: CpuSet::new() }
+    }
+
+    /// Keeps the calling thread, which must be the one that made this, off every core that is pinned to by now; to be
+    /// called once in a while. When that leaves no core, or the kernel refuses, it runs wherever it could at first.
+    pub fn look(&mut self) {
+        let pinned = pinned_cores();
+        if pinned == self.avoided {
+            return;
+        }
+        let left: Vec<usize> = self.allowed.difference(&pinned).iter().collect();
+        self.avoided = pinned;
+        if left.is_empty() || sched::set_affinity(&left).is_err() {
+            let all: Vec<usize> = self.allowed.iter().collect();
+            if let Err(error) = sched::set_affinity(&all) {
+                log::debug!("a helper thread cannot go back to cores {}: {error}", self.allowed);
+            }
+        }
+    }
+}
+
+impl Default for KeepOff {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The core of each pinned thread.
+static PINNED: Mutex<Vec<usize>> = Mutex::new(Vec::new());
+
+thread_local! {
+    /// Ends with its thread.
+    static PIN: RefCell<Option<Pin>> = const { RefCell::new(None) };
+}
+
+/// A thread's entry in [`PINNED`].
+struct Pin(usize);
+
+impl Pin {
+    fn note(core: usize) -> Self {
+        pinned().push(core);
+        Self(core)
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        let mut cores = pinned();
+        if let Some(index) = cores.iter().position(|core| *core == self.0) {
+            cores.swap_remove(index);
+        }
+    }
+}
+
+fn pinned() -> MutexGuard<'static, Vec<usize>> {
+    PINNED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -99,6 +180,41 @@ mod tests {
             .unwrap();
         }
         assert_eq!(sched::affinity(0).unwrap(), before);
+    }
+
+    #[test]
+    fn a_helper_keeps_off_what_others_are_pinned_to_while_another_core_is_left() {
+        let all: CpuSet = sched::affinity(0).unwrap().into_iter().collect();
+        // Other tests of this process pin threads of theirs meanwhile: what counts is this core alone.
+        let core = all.iter().last().unwrap();
+        let (pinned_now, is_pinned) = std::sync::mpsc::channel();
+        let (end, ended) = std::sync::mpsc::channel::<()>();
+        let worker = thread::spawn(move || {
+            pin_current_thread(core).unwrap();
+            pinned_now.send(()).unwrap();
+            let _ = ended.recv();
+        });
+        is_pinned.recv().unwrap();
+        assert!(pinned_cores().contains(core));
+        let helper = thread::spawn(move || {
+            let mut keep_off = KeepOff::new();
+            keep_off.look();
+            let now: CpuSet = sched::affinity(0).unwrap().into_iter().collect();
+            assert!(!now.is_empty());
+            let avoided = keep_off.avoided.clone();
+            assert!(avoided.contains(core));
+            let left = keep_off.allowed.difference(&avoided);
+            assert_eq!(now, if left.is_empty() { keep_off.allowed.clone() } else { left });
+            drop(end);
+            worker.join().unwrap();
+            keep_off.look();
+            let now: CpuSet = sched::affinity(0).unwrap().into_iter().collect();
+            let left = keep_off.allowed.difference(&keep_off.avoided);
+            assert_eq!(now, if left.is_empty() { keep_off.allowed } else { left });
+        });
+        helper.join().unwrap();
+        let here: CpuSet = sched::affinity(0).unwrap().into_iter().collect();
+        assert_eq!(here, all);
     }
 
     #[test]

@@ -34,6 +34,26 @@ pub fn affinity(tid: i32) -> io::Result<Vec<usize>> {
     }
 }
 
+/// Lets the calling thread run on these cores only.
+///
+/// # Errors
+///
+/// When none of them is online and allowed by the cpuset of the process, or an id is 65536 or more.
+pub fn set_affinity(cores: &[usize]) -> io::Result<()> {
+    const WORD_BITS: usize = libc::c_ulong::BITS as usize;
+    let bits = cores.iter().max().map_or(WORD_BITS, |last| (last + 1).next_multiple_of(WORD_BITS));
+    if bits > MASK_BITS_MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut mask: Vec<libc::c_ulong> = vec![0; bits / WORD_BITS];
+    for core in cores {
+        mask[core / WORD_BITS] |= 1 << (core % WORD_BITS);
+    }
+    // SAFETY: the kernel reads `bits / 8` bytes, which is the length of `mask`.
+    let rc = unsafe { libc::sched_setaffinity(0, bits / 8, mask.as_ptr().cast()) };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// The core the calling thread runs on at this moment.
 ///
 /// # Errors

@@ -45,7 +45,8 @@ fn echo(driver: &mut Driver, vector: &Vector, bound: Duration, total: u64) -> u6
 fn frames_come_one_at_a_time_and_every_one_comes_back() {
     for after in [After::Return, After::Arm] {
         let (mut driver, vector) = msix("soft:,rate=0");
-        driver.control().start_loop(ClosedLoop { frames: 3000, after, gap_ns: 0..=30_000 });
+        driver.control().slow_arming(Duration::from_micros(3));
+        driver.control().start_loop(ClosedLoop { frames: 3000, after, gap_ns: 0..=10_000 });
         let rescues = echo(&mut driver, &vector, LONG, 3000);
         let control = driver.control();
         assert_eq!(control.loop_counts(), LoopCounts { sent: 3000, returned: 3000, given_up: 0 }, "{after:?}");
