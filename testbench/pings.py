@@ -1,4 +1,7 @@
-"""Pings an address at random gaps and prints how many were answered: pings.py ADDRESS COUNT LONGEST_GAP_MS"""
+"""Pings an address at random gaps and prints how many were answered: pings.py ADDRESS COUNT LONGEST_GAP_MS
+
+Gaps of every length are equally likely from 10 us up: as many between 10 and 100 us as between 100 ms and 1 s.
+"""
 
 import os
 import random
@@ -9,6 +12,7 @@ import time
 
 ECHO_REQUEST, ECHO_REPLY = 8, 0
 REPLY_LIMIT_S = 10
+SHORTEST_GAP_S = 10e-6
 
 address, count, longest_gap_s = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]) / 1000
 
@@ -43,7 +47,7 @@ def echo(sequence):
 raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
 times = []
 for number in range(count):
-    time.sleep(random.uniform(0, longest_gap_s))
+    time.sleep(SHORTEST_GAP_S * (longest_gap_s / SHORTEST_GAP_S) ** random.random())
     took = echo(number)
     if took is not None:
         times.append(took * 1000)
