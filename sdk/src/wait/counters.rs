@@ -68,6 +68,7 @@ pub struct WaitCounters {
     pub gap_ns: LiveHistogram,
     state: CachePadded<AtomicU8>,
     sources: CachePadded<Mutex<Vec<Arc<SourceWakes>>>>,
+    verdict: CachePadded<Mutex<Option<String>>>,
 }
 
 /// The wakes of one source.
@@ -97,11 +98,21 @@ impl WaitCounters {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Why the policy's target cannot be kept, and what happens instead; `None` while it can. As of a second of the worker's idle
+    /// time ago at most.
+    pub fn verdict(&self) -> Option<String> {
+        self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     pub(super) fn set_state(&self, state: State) {
         self.state.store(state as u8, Ordering::Relaxed);
     }
 
     pub(super) fn set_sources(&self, sources: Vec<Arc<SourceWakes>>) {
         *self.sources.lock().unwrap_or_else(PoisonError::into_inner) = sources;
+    }
+
+    pub(super) fn set_verdict(&self, verdict: Option<String>) {
+        *self.verdict.lock().unwrap_or_else(PoisonError::into_inner) = verdict;
     }
 }

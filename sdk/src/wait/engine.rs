@@ -6,6 +6,8 @@
 //!                   at once   pauses
 //! ```
 
+mod notes;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
@@ -112,10 +114,13 @@ pub struct Engine {
     sleepless: bool,
     /// How late the kernel may end a sleep of ours without being late: this part of its length.
     timer_slack_part: u64,
+    judged_at: u64,
     /// What its devices were asked to leave between two wake-ups.
     moderation_ns: u64,
     /// Whether every source's device does so.
     moderated: bool,
+    /// The longest that a device does so; `None` where none can.
+    held_back: Option<Duration>,
 }
 
 /// When to sleep.
@@ -190,8 +195,10 @@ impl Engine {
             glanced_at: 0,
             sleepless: false,
             timer_slack_part: if sched::is_realtime() { 0 } else { TIMER_SLACK_PART },
+            judged_at: 0,
             moderation_ns: 0,
             moderated: false,
+            held_back: None,
         };
         engine.refresh(each)?;
         Ok(engine)
@@ -213,6 +220,7 @@ impl Engine {
         if !matches!(self.rule, Rule::Poll) {
             self.moderate(self.hold_ns(), each);
         }
+        self.tell_verdict();
         match (&self.rule, self.set.deaf().first()) {
             (Rule::Interrupt(_), Some(deaf)) => {
                 Err(EngineError::CannotWake { label: deaf.label.clone(), why: deaf.why.clone() })
@@ -248,6 +256,7 @@ impl Engine {
         if idle < self.clock.ns_to_ticks(POLL_NS) {
             return now;
         }
+        self.judge(now);
         self.relax(now, gap.since.saturating_add(gap.spin), each)
     }
 
@@ -284,20 +293,6 @@ impl Engine {
     /// What it has done, for any thread to read.
     pub fn counters(&self) -> &Arc<WaitCounters> {
         &self.counters
-    }
-
-    /// What an operator should know before the first turn: how each source wakes, and what the policy can and cannot keep.
-    pub fn notes(&self) -> Vec<String> {
-        let mut notes: Vec<String> =
-            self.set.wakes().iter().map(|source| format!("{} wakes {}", source.label, source.how)).collect();
-        if !self.set.deaf().is_empty() && matches!(self.rule, Rule::Adaptive(_)) {
-            let names: Vec<&str> = self.set.deaf().iter().map(|deaf| deaf.label.as_str()).collect();
-            notes.push(format!("because of {} it polls and never sleeps", names.join(", ")));
-        }
-        if let Rule::Adaptive(adaptive) = &self.rule {
-            notes.extend(adaptive.verdict());
-        }
-        notes
     }
 
     fn begin_gap(&mut self, now: u64) -> Gap {
@@ -376,6 +371,7 @@ impl Engine {
 
     /// One sleep, unless there is work after all. Returns the time.
     fn park(&mut self, now: u64, each: EachSource<'_>) -> u64 {
+        self.judge(now);
         let now = self.hold(now, each);
         let Some(parked) = self.arm(now, each) else {
             return self.clock.now();
@@ -413,13 +409,15 @@ impl Engine {
 
     /// Asks every device that can wake to leave `ns` between two wake-ups.
     fn moderate(&mut self, ns: u64, each: EachSource<'_>) {
-        let (set, mut all) = (&self.set, true);
+        let (set, mut all, mut longest) = (&self.set, true, None);
         visit(each, &mut |index, source| {
             if let Part::Event(_) = set.part(index) {
-                all &= source.moderate(Duration::from_nanos(ns)).is_some();
+                let held_back = source.moderate(Duration::from_nanos(ns));
+                all &= held_back.is_some();
+                longest = longest.max(held_back);
             }
         });
-        (self.moderation_ns, self.moderated) = (ns, all);
+        (self.moderation_ns, self.moderated, self.held_back) = (ns, all, longest);
         self.counters.hold_ns.set(ns);
     }
 

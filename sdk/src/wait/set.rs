@@ -124,7 +124,7 @@ impl SourceSet {
             }
             Wake::Never(why) => {
                 self.parts.push(Part::Deaf);
-                self.wakes.push(noted(label.clone(), format!("not: {why}")));
+                self.wakes.push(noted(label.clone(), why.to_string()));
                 self.deaf.push(Deaf { label, why: why.into_owned() });
                 return Ok(());
             }

@@ -110,6 +110,19 @@ pub struct Worker<T> {
     notes: Vec<String>,
 }
 
+/// Reads the processor time of one worker's thread, from any thread of the process.
+#[derive(Debug, Clone, Copy)]
+pub struct CpuMeter {
+    tid: i32,
+}
+
+impl CpuMeter {
+    /// Processor time that the worker has used, by the kernel's account; `None` once it has ended. One system call.
+    pub fn read(&self) -> Option<Duration> {
+        sched::thread_cpu_time_of(self.tid).ok()
+    }
+}
+
 #[derive(Debug)]
 struct Shared<T> {
     control: Control<T>,
@@ -178,7 +191,12 @@ impl<T> Worker<T> {
 
     /// Processor time that it has used, by the kernel's account; `None` once it has ended.
     pub fn cpu_time(&self) -> Option<Duration> {
-        sched::thread_cpu_time_of(self.tid).ok()
+        self.cpu_meter().read()
+    }
+
+    /// What reads [`cpu_time`](Self::cpu_time) from other threads.
+    pub fn cpu_meter(&self) -> CpuMeter {
+        CpuMeter { tid: self.tid }
     }
 
     /// Whether it is still running; false only after its task panicked.

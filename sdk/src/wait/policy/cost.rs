@@ -1,5 +1,9 @@
 //! What a wake-up costs, kept up to date.
 
+use std::fmt;
+
+use super::Ns;
+
 /// What it costs to sleep once, all in nanoseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WakeCost {
@@ -9,6 +13,14 @@ pub struct WakeCost {
     pub latency_p99_ns: u64,
     /// Processor time of going to sleep and waking up.
     pub cpu_ns: u64,
+}
+
+impl fmt::Display for WakeCost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { latency_ns, latency_p99_ns, cpu_ns } = *self;
+        let (median, p99, cpu) = (Ns(latency_ns), Ns(latency_p99_ns), Ns(cpu_ns));
+        write!(f, "{median} at the median, {p99} at p99, and {cpu} of processor time")
+    }
 }
 
 /// A [`WakeCost`] that follows measured wake-ups.

@@ -279,7 +279,7 @@ fn sleep_ns(mode: &Mode, cost: WakeCost) -> u64 {
 }
 
 /// A time for people.
-struct Ns(u64);
+pub(super) struct Ns(pub(super) u64);
 
 impl std::fmt::Display for Ns {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
