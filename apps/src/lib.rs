@@ -2,5 +2,7 @@
 
 pub mod console;
 pub mod metrics;
+pub mod options;
 pub mod perf;
 pub mod report;
+pub mod worker;

@@ -1,12 +1,14 @@
 //! Numbers for people and for programs: rates with units, latency percentiles, the JSON that l2fwd prints.
 
+mod worker;
+
 use std::fmt;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use spinwake::telemetry::Snapshot;
 
-use crate::perf::PerfReport;
+pub use worker::{SourceReport, WorkerReport};
 
 /// A rate in frames per second, with the prefix that keeps it short: `812 pps`, `99.8 kpps`, `1.25 Mpps`.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +27,18 @@ pub struct BitRate(pub f64);
 impl fmt::Display for BitRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         scaled(f, self.0, "bit/s")
+    }
+}
+
+/// A share of 1 in per cent: `0.4%`, `12%`, `100%`.
+#[derive(Debug, Clone, Copy)]
+pub struct Share(pub f64);
+
+impl fmt::Display for Share {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let percent = 100.0 * self.0;
+        let decimals = usize::from(percent > 0.0 && percent < 9.95);
+        f.pad(&format!("{percent:.decimals$}%"))
     }
 }
 
@@ -191,40 +205,6 @@ pub struct QueueReport {
     pub tx_frames: u64,
 }
 
-/// What a worker did.
-#[derive(Debug, Serialize)]
-pub struct WorkerReport {
-    /// The core it ran on.
-    pub core: usize,
-    /// Whether the kernel keeps other tasks off that core.
-    pub isolated: bool,
-    /// How it waited.
-    pub wait: String,
-    /// Frames that it moved.
-    pub frames: u64,
-    /// Its share of time with work, 0 to 1.
-    pub busy_share: f64,
-    /// Its share of time awake without work, 0 to 1: polling, relaxing, going to sleep and coming back.
-    pub poll_share: f64,
-    /// Its share of time asleep, 0 to 1.
-    pub sleep_share: f64,
-    /// Its thread's processor time as the kernel accounts for it, as a share of a core, 0 to 1; `None` where the kernel does
-    /// not say.
-    pub cpu_share: Option<f64>,
-    /// Times that it slept.
-    pub parks: u64,
-    /// Sleeps that an interrupt ended without work.
-    pub spurious: u64,
-    /// Work that only the time limit of a sleep found: lost interrupts.
-    pub rescues: u64,
-    /// Sleeps that turned out to have been the wrong choice.
-    pub regret: u64,
-    /// From the event that ended a sleep to the first work; `None` when nothing did.
-    pub wake_us: Option<PercentilesUs>,
-    /// What the processor counted, if it was asked.
-    pub perf: Option<PerfReport>,
-}
-
 #[cfg(test)]
 mod tests {
     use spinwake::telemetry::LiveHistogram;
@@ -237,6 +217,10 @@ mod tests {
         assert_eq!(FrameRate(99_840.0).to_string(), "99.8 kpps");
         assert_eq!(FrameRate(1_250_000.0).to_string(), "1.25 Mpps");
         assert_eq!(BitRate(812e6).to_string(), "812 Mbit/s");
+        assert_eq!(
+            [0.0, 0.0004, 0.099, 0.1234, 1.0].map(|share| Share(share).to_string()),
+            ["0%", "0.0%", "9.9%", "12%", "100%"]
+        );
     }
 
     #[test]

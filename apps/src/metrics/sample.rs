@@ -29,7 +29,8 @@ pub struct WorkerSample {
     pub rescues: u64,
     /// Sleeps that turned out to have been the wrong choice.
     pub regrets: u64,
-    /// From the event that ended a sleep to the first work, in nanoseconds.
+    /// From the moment of a wake-up to the worker's return from the kernel, in nanoseconds, where that moment is known: see
+    /// [`WaitCounters::wake_ns`](spinwake::wait::WaitCounters::wake_ns).
     pub wake_ns: Snapshot,
     /// Time without work between two times with work, in nanoseconds.
     pub gap_ns: Snapshot,

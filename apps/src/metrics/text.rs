@@ -116,7 +116,12 @@ impl Samples {
         write(encoder, "worker_wakes", "Sleeps ended, by what ended them", None, wakes)?;
 
         let wake = workers().map(|(labels, worker)| (labels, &worker.wake_ns));
-        histograms(encoder, "worker_wake", "From the event that ended a sleep to the first work", wake)?;
+        histograms(
+            encoder,
+            "worker_wake",
+            "From the moment of a wake-up to the worker's return, where a thread or a timer caused it: devices do not tell",
+            wake,
+        )?;
         let gap = workers().map(|(labels, worker)| (labels, &worker.gap_ns));
         histograms(encoder, "worker_gap", "Time without work between two times with work", gap)
     }

@@ -21,9 +21,12 @@ use spinwake::telemetry::Counter;
 use spinwake::wait::{EngineConfig, WaitPolicy};
 use spinwake::worker::{Worker, WorkerConfig};
 use spinwake_apps::console::{self, EndRequest};
+use spinwake_apps::metrics::{Metrics, MetricsAddress, MetricsServer, PortMetrics};
+use spinwake_apps::options::WorkerOptions;
+use spinwake_apps::worker::WorkerWatch;
 
 use forward::{Forwarder, Rewrite};
-use monitor::{Monitor, WorkerEnd};
+use monitor::{Monitor, Watched, WorkerEnd};
 
 /// Forwards frames both ways between two ports, on one pinned worker.
 #[derive(Debug, Parser)]
@@ -52,9 +55,8 @@ struct Args {
     #[arg(long)]
     mac_rewrite: bool,
 
-    /// What the worker does when there is nothing to do: poll or interrupt
-    #[arg(long, value_name = "POLICY", default_value = "poll")]
-    wait: WaitPolicy,
+    #[command(flatten)]
+    worker: WorkerOptions,
 
     /// Send this many frames of 60 bytes from each port before forwarding: between two cabled ports they circle
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(..=256))]
@@ -102,7 +104,11 @@ struct Running {
     end: EndRequest,
     dropped: Arc<[Counter; 2]>,
     worker: Worker<Forwarder>,
+    watch: WorkerWatch,
     ports: [Box<dyn Port>; 2],
+    port_metrics: [PortMetrics; 2],
+    /// They answer until the program ends.
+    servers: Vec<MetricsServer>,
 }
 
 impl Running {
@@ -114,6 +120,8 @@ impl Running {
         cpu::choose(&topology, args.core, None, &CpuSet::new())?;
         let monitor = Monitor::new(args.json.as_deref())?;
         let end = EndRequest::listen()?;
+        let metrics = Metrics::new();
+        let servers = args.worker.serve(&metrics)?;
 
         let mut ports = [open(&specs[0])?, open(&specs[1])?];
         let node = ports.iter().find_map(|port| port.node());
@@ -137,21 +145,29 @@ impl Running {
             forwarder.send_first(args.tx_first.into());
         }
         let dropped = forwarder.dropped();
-        let config =
-            WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait: EngineConfig::new(args.wait) };
+        let wait = EngineConfig::new(args.worker.wait);
+        let config = WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait };
         let worker = Worker::spawn(config, forwarder)?;
-        Ok(Self { specs, core, monitor, end, dropped, worker, ports })
+        let watch = WorkerWatch::new(&worker);
+        metrics.add_worker(worker.name(), watch.sampler());
+        let port_metrics = specs.each_ref().map(|spec| metrics.add_port(spec));
+        Ok(Self { specs, core, monitor, end, dropped, worker, watch, ports, port_metrics, servers })
     }
 
     /// Reports each second until it is over, stops all, and sums up.
     fn finish(self, args: &Args) -> Result<(), Box<dyn Error>> {
-        let Self { specs, core, monitor, end, dropped, worker, mut ports } = self;
-        introduce(&monitor, &specs, &ports, &core, args.wait);
-        let account = monitor.watch(&ports, &worker, &dropped, args.seconds, &end);
+        let Self { specs, core, monitor, end, dropped, worker, watch, mut ports, port_metrics, servers } = self;
+        let wait = args.worker.wait;
+        introduce_ports(&monitor, &specs, &ports);
+        introduce_worker(&monitor, &core, wait, worker.notes());
+        for server in &servers {
+            introduce_server(&monitor, server.address());
+        }
+        let watched = Watched { ports: &ports, port_metrics: &port_metrics, watch: &watch, dropped: &dropped };
+        let account = monitor.watch(&watched, &worker, args.seconds, &end);
 
-        let sleeps = monitor::sleeps(worker.waits());
         let forwarder = worker.stop()?;
-        let worker = WorkerEnd { core: &core, wait: args.wait, sleeps, perf: forwarder.perf() };
+        let worker = WorkerEnd { core: &core, wait, watch: &watch, perf: forwarder.perf() };
         // Its queues give their buffers back, and the devices may stop.
         let pool = forwarder.close();
         if pool.missing > 0 {
@@ -211,7 +227,7 @@ fn await_links(ports: &[Box<dyn Port>; 2]) -> Result<(), String> {
     Ok(())
 }
 
-fn introduce(monitor: &Monitor, specs: &[String; 2], ports: &[Box<dyn Port>; 2], core: &Chosen, wait: WaitPolicy) {
+fn introduce_ports(monitor: &Monitor, specs: &[String; 2], ports: &[Box<dyn Port>; 2]) {
     for (index, (spec, port)) in specs.iter().zip(ports).enumerate() {
         let config = port.config();
         let irq = port.irq_kind().map_or_else(|| "no interrupts".into(), |kind| kind.to_string());
@@ -225,6 +241,19 @@ fn introduce(monitor: &Monitor, specs: &[String; 2], ports: &[Box<dyn Port>; 2],
             config.mtu,
         ));
     }
+}
+
+fn introduce_worker(monitor: &Monitor, core: &Chosen, wait: WaitPolicy, notes: &[String]) {
     let isolated = if core.isolated == Some(true) { "isolated" } else { "shared with the system" };
     monitor.say(format_args!("worker  core {} ({isolated}), wait policy {wait}", core.core));
+    for note in notes {
+        monitor.say(format_args!("wait    {note}"));
+    }
+}
+
+fn introduce_server(monitor: &Monitor, address: &MetricsAddress) {
+    match address {
+        MetricsAddress::Tcp(address) => monitor.say(format_args!("metrics http://{address}/metrics")),
+        MetricsAddress::Unix(_) => monitor.say(format_args!("metrics {address}")),
+    }
 }

@@ -8,11 +8,13 @@ use std::time::{Duration, Instant};
 use spinwake::cpu::Chosen;
 use spinwake::port::{Port, PortStats};
 use spinwake::telemetry::Counter;
-use spinwake::wait::{WaitCounters, WaitPolicy};
-use spinwake::worker::{Task, Worker, WorkerCounters};
+use spinwake::wait::WaitPolicy;
+use spinwake::worker::{Task, Worker};
 use spinwake_apps::console::EndRequest;
+use spinwake_apps::metrics::PortMetrics;
 use spinwake_apps::perf::PerfReport;
 use spinwake_apps::report::{BitRate, FrameRate, LatencyUs, PoolReport, PortReport, QueueReport, Report, WorkerReport};
+use spinwake_apps::worker::{WorkerCounts, WorkerInterval, WorkerWatch};
 
 use crate::json::{self, JsonError, JsonFile};
 
@@ -36,14 +38,23 @@ struct Snapshot {
     at: Duration,
     stats: [PortStats; 2],
     dropped: [u64; 2],
-    busy_ticks: u64,
-    total_ticks: u64,
-    frames: u64,
+    worker: WorkerCounts,
+}
+
+/// What is looked at each second.
+#[derive(Debug)]
+pub(crate) struct Watched<'a> {
+    pub(crate) ports: &'a Ports,
+    /// What tells strangers of the ports: it hears of them when they are looked at, so what it tells is a second old at most.
+    pub(crate) port_metrics: &'a [PortMetrics; 2],
+    pub(crate) watch: &'a WorkerWatch,
+    pub(crate) dropped: &'a [Counter; 2],
 }
 
 /// What happened from the first second to the last.
 #[derive(Debug)]
 pub(crate) struct Account {
+    start: Snapshot,
     end: Snapshot,
 }
 
@@ -52,20 +63,8 @@ pub(crate) struct Account {
 pub(crate) struct WorkerEnd<'a> {
     pub(crate) core: &'a Chosen,
     pub(crate) wait: WaitPolicy,
-    pub(crate) sleeps: Sleeps,
+    pub(crate) watch: &'a WorkerWatch,
     pub(crate) perf: Option<PerfReport>,
-}
-
-/// Sleeps, spurious wakes and rescues.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sleeps {
-    parks: u64,
-    spurious: u64,
-    rescues: u64,
-}
-
-pub(crate) fn sleeps(counters: &WaitCounters) -> Sleeps {
-    Sleeps { parks: counters.parks.get(), spurious: counters.spurious.get(), rescues: counters.rescues.get() }
 }
 
 impl Monitor {
@@ -91,32 +90,42 @@ impl Monitor {
     /// Reports each second until `limit` has passed, `end` is asked for, or the worker dies.
     pub(crate) fn watch<T: Task + 'static>(
         &self,
-        ports: &Ports,
+        watched: &Watched<'_>,
         worker: &Worker<T>,
-        dropped: &[Counter; 2],
         limit: Option<Duration>,
         end: &EndRequest,
     ) -> Account {
-        let start = Instant::now();
-        let look = || Snapshot::take(start.elapsed(), ports, worker.counters(), dropped);
-        let mut last = look();
+        let begin = Instant::now();
+        let look = || watched.look(begin.elapsed());
+        let start = look();
+        let mut last = start.clone();
+        // What it says of the policy before the first turn stands among the worker's notes.
+        let mut said = watched.watch.waits().verdict().is_some();
         let mut next = Duration::from_secs(1);
         let mut done = false;
         while !done {
             let until = limit.map_or(next, |limit| limit.min(next));
-            while start.elapsed() < until && !end.is_set() && worker.is_running() {
-                thread::sleep((until.saturating_sub(start.elapsed())).min(Duration::from_millis(50)));
+            while begin.elapsed() < until && !end.is_set() && worker.is_running() {
+                thread::sleep((until.saturating_sub(begin.elapsed())).min(Duration::from_millis(50)));
             }
-            done = end.is_set() || !worker.is_running() || limit.is_some_and(|limit| start.elapsed() >= limit);
-            let now = look();
+            done = end.is_set() || !worker.is_running() || limit.is_some_and(|limit| begin.elapsed() >= limit);
             // The last fraction of a second is in the summary, not in a line of its own.
-            if start.elapsed() >= next {
-                self.say(format_args!("{}", Interval { from: &last, to: &now }));
+            if begin.elapsed() >= next {
+                let now = look();
+                let state = watched.watch.waits().state();
+                let time = now.at - last.at;
+                let worker = WorkerInterval { counts: now.worker.since(&last.worker), time, state };
+                self.say(format_args!("{}", Interval { from: &last, to: &now, worker }));
                 last = now;
                 next += Duration::from_secs(1);
+                // Its figures change from second to second; once is enough, and the summary has the last ones.
+                if !said && let Some(verdict) = watched.watch.waits().verdict() {
+                    self.say(format_args!("target  not kept: {verdict}"));
+                    said = true;
+                }
             }
         }
-        Account { end: look() }
+        Account { start, end: look() }
     }
 
     /// Prints the summary, and writes the JSON.
@@ -132,18 +141,18 @@ impl Monitor {
     }
 }
 
-impl Snapshot {
-    fn take(at: Duration, ports: &Ports, worker: &WorkerCounters, dropped: &[Counter; 2]) -> Self {
-        Self {
-            at,
-            stats: [ports[0].stats(), ports[1].stats()],
-            dropped: [dropped[0].get(), dropped[1].get()],
-            busy_ticks: worker.busy_ticks.get(),
-            total_ticks: worker.total_ticks.get(),
-            frames: worker.frames.get(),
+impl Watched<'_> {
+    /// The counts now, and passes them on.
+    fn look(&self, at: Duration) -> Snapshot {
+        let stats = [self.ports[0].stats(), self.ports[1].stats()];
+        for (metrics, stats) in self.port_metrics.iter().zip(&stats) {
+            metrics.update(stats.clone());
         }
+        Snapshot { at, stats, dropped: [self.dropped[0].get(), self.dropped[1].get()], worker: self.watch.counts() }
     }
+}
 
+impl Snapshot {
     /// Frames and bytes that left by `port`.
     fn sent(&self, port: usize) -> (u64, u64) {
         let queues = &self.stats[port].queues;
@@ -160,6 +169,7 @@ impl Snapshot {
 struct Interval<'a> {
     from: &'a Snapshot,
     to: &'a Snapshot,
+    worker: WorkerInterval,
 }
 
 impl fmt::Display for Interval<'_> {
@@ -170,12 +180,13 @@ impl fmt::Display for Interval<'_> {
             let (now, before) = (self.to.sent(to), self.from.sent(to));
             let rate = FrameRate((now.0 - before.0) as f64 / seconds);
             let bits = BitRate((now.1 - before.1) as f64 * 8.0 / seconds);
-            let drops = self.to.drops(from) - self.from.drops(from);
-            write!(f, "  {from}→{to} {rate:>9} {bits:>11} {drops} dropped")?;
+            write!(f, "  {from}→{to} {rate:>9} {bits:>11}")?;
+            match self.to.drops(from) - self.from.drops(from) {
+                0 => {}
+                drops => write!(f, " {drops} DROPPED")?,
+            }
         }
-        let total = self.to.total_ticks - self.from.total_ticks;
-        let busy = self.to.busy_ticks - self.from.busy_ticks;
-        write!(f, "  busy {:.1}%", 100.0 * busy as f64 / total.max(1) as f64)
+        write!(f, "  {}", self.worker)
     }
 }
 
@@ -215,30 +226,11 @@ impl Account {
                     .collect(),
             }
         };
-        let busy_share = end.busy_ticks as f64 / end.total_ticks.max(1) as f64;
-        let (poll_share, sleep_share) = match worker.wait {
-            WaitPolicy::Poll => (1.0 - busy_share, 0.0),
-            _ => (0.0, 1.0 - busy_share),
-        };
+        let watched = (&end.worker.since(&self.start.worker), end.at - self.start.at);
         Report {
             seconds: end.at.as_secs_f64(),
             ports: vec![port(0), port(1)],
-            workers: vec![WorkerReport {
-                core: worker.core.core,
-                isolated: worker.core.isolated == Some(true),
-                wait: worker.wait.to_string(),
-                frames: end.frames,
-                busy_share,
-                poll_share,
-                sleep_share,
-                cpu_share: None,
-                parks: worker.sleeps.parks,
-                spurious: worker.sleeps.spurious,
-                rescues: worker.sleeps.rescues,
-                regret: 0,
-                wake_us: None,
-                perf: worker.perf.clone(),
-            }],
+            workers: vec![WorkerReport::new(worker.core, worker.wait, worker.watch, watched, worker.perf.clone())],
             pool,
             latency_us: latency.as_ref().and_then(LatencyUs::of),
         }
@@ -263,32 +255,11 @@ impl fmt::Display for Summary<'_> {
             }
         }
         for worker in &report.workers {
-            write!(f, "worker  core {}, busy {:.1}% of the time", worker.core, 100.0 * worker.busy_share)?;
-            if worker.parks > 0 {
-                let WorkerReport { parks, spurious, rescues, .. } = worker;
-                write!(f, "; slept {parks} times, {spurious} spurious wakes, {rescues} rescues")?;
-            }
-            if let Some(perf) = &worker.perf {
-                summarise_perf(f, perf, worker.frames)?;
-            }
+            write!(f, "{worker}")?;
         }
         match &report.latency_us {
             Some(latency) => write!(f, "\nlatency {latency} ({} frames)", latency.frames),
             None => Ok(()),
         }
     }
-}
-
-fn summarise_perf(f: &mut fmt::Formatter<'_>, perf: &PerfReport, frames: u64) -> fmt::Result {
-    for perf in &perf.counts {
-        write!(f, "\nperf    {} {}", perf.count, perf.name)?;
-        if frames > 0 {
-            write!(f, ", {:.3} per frame", perf.count as f64 / frames as f64)?;
-        }
-    }
-    if let Some((_, why)) = perf.missing.first() {
-        let names: Vec<_> = perf.missing.iter().map(|(name, _)| name.as_str()).collect();
-        write!(f, "\nperf    this machine does not count {} ({why})", names.join(", "))?;
-    }
-    Ok(())
 }
