@@ -29,6 +29,7 @@ pub mod spsc;
 
 mod laps;
 mod memory;
+mod parking;
 mod slots;
 mod sync;
 #[cfg(all(test, not(loom)))]

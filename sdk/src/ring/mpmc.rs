@@ -21,15 +21,18 @@
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc as StdArc;
 
 use arrayvec::ArrayVec;
 use crossbeam_utils::CachePadded;
 
 use super::CreateError;
 use super::laps::Laps;
+use super::parking::Parking;
 use super::slots::{AHEAD, Slots};
 use super::sync::Arc;
 use super::sync::atomic::{AtomicUsize, Ordering};
+use crate::wait::{Source, Wake, Waker};
 
 /// Creates a ring of `capacity` slots, a power of two, and returns the first producer and the first consumer. Clone
 /// either for more of its kind.
@@ -40,9 +43,11 @@ use super::sync::atomic::{AtomicUsize, Ordering};
 pub fn ring<T: Send>(capacity: usize) -> Result<(Producer<T>, Consumer<T>), CreateError> {
     let slots = Slots::new(capacity)?;
     // A slot is free for its next position once the one a lap before is taken, and ready for a consumer once it is written.
-    let shared = Arc::new(Shared { slots, push: Side::new(capacity, capacity), pop: Side::new(capacity, 0) });
+    let (push, pop) = (Side::new(capacity, capacity), Side::new(capacity, 0));
+    let shared = Arc::new(Shared { slots, waker: StdArc::new(Waker::asymmetric()), push, pop });
     let producer = Producer { shared: Arc::clone(&shared), free_until: 0, not_sync: PhantomData };
-    Ok((producer, Consumer { shared, written_until: 0, not_sync: PhantomData }))
+    let consumer = Consumer { shared, written_until: 0, parking: Parking::default(), not_sync: PhantomData };
+    Ok((producer, consumer))
 }
 
 /// What all handles share.
@@ -53,6 +58,8 @@ pub fn ring<T: Send>(capacity: usize) -> Result<(Producer<T>, Consumer<T>), Crea
 /// it there until it is marked in `push`. It is filled from the first mark to the claim of the consumer.
 struct Shared<T> {
     slots: Slots<T>,
+    /// Wakes the consumers that sleep: all of them, as one push may be more than one of them takes.
+    waker: StdArc<Waker>,
     push: Side,
     pop: Side,
 }
@@ -214,6 +221,7 @@ impl<T> Producer<T> {
         if self.free_until.wrapping_sub(ahead).cast_signed() >= count.cast_signed() {
             self.shared.slots.expect_write(ahead, count);
         }
+        self.shared.waker.wake();
     }
 }
 
@@ -225,10 +233,17 @@ impl<T> Producer<T> {
 pub struct Consumer<T> {
     shared: Arc<Shared<T>>,
     written_until: usize,
+    parking: Parking,
     not_sync: PhantomData<Cell<()>>,
 }
 
 impl<T> Consumer<T> {
+    /// The same consumer under this name, by which reports of a worker that waits for it call it. Clones inherit it.
+    pub fn named(mut self, name: impl Into<Box<str>>) -> Self {
+        self.parking.set_name(name.into());
+        self
+    }
+
     /// Moves items, oldest first, onto the end of `into` until it is full or the ring has no more ready, and returns how
     /// many.
     #[inline]
@@ -256,20 +271,15 @@ impl<T> Consumer<T> {
         Some(value)
     }
 
-    /// Whether there is something ready to pop; costs two loads when nothing else is going on.
-    #[inline]
-    pub fn pending(&self) -> bool {
-        self.shared.pop.is_ready(self.written_until)
-    }
-
     /// How many items are inside or on the way in or out; only an estimate while other handles are at work.
     pub fn len(&self) -> usize {
         self.shared.len()
     }
 
-    /// Whether nothing is ready to pop.
+    /// Whether nothing is ready to pop; costs two loads when nothing else is going on.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        !self.pending()
+        !self.shared.pop.is_ready(self.written_until)
     }
 
     /// How many items fit.
@@ -313,13 +323,49 @@ impl<T> Clone for Consumer<T> {
     fn clone(&self) -> Self {
         // Relaxed: as for a producer.
         self.shared.pop.handles.fetch_add(1, Ordering::Relaxed);
-        Self { shared: Arc::clone(&self.shared), written_until: self.written_until, not_sync: PhantomData }
+        Self {
+            shared: Arc::clone(&self.shared),
+            written_until: self.written_until,
+            parking: self.parking.of_clone(),
+            not_sync: PhantomData,
+        }
     }
 }
 
 impl<T> Drop for Producer<T> {
     fn drop(&mut self) {
-        self.shared.push.handles.fetch_sub(1, Ordering::Release);
+        if self.shared.push.handles.fetch_sub(1, Ordering::Release) == 1 {
+            self.shared.waker.wake();
+        }
+    }
+}
+
+/// A push wakes all consumers that are armed, as does the going of the last producer.
+impl<T: Send> Source for Consumer<T> {
+    fn label(&self) -> String {
+        self.parking.label(self.capacity())
+    }
+
+    /// Whether there is something ready to pop; or, while armed, whether the last producer has gone since the consumer was
+    /// last polled.
+    ///
+    /// An item behind one that another producer is still writing is not ready: that producer will wake.
+    #[inline]
+    fn pending(&self) -> bool {
+        !self.is_empty() || self.parking.closing_is_work(|| self.is_closed())
+    }
+
+    fn arm(&mut self) {
+        self.parking.arm(&self.shared.waker);
+    }
+
+    fn disarm(&mut self) {
+        let is_closed = self.is_closed();
+        self.parking.disarm(&self.shared.waker, is_closed);
+    }
+
+    fn wake(&self) -> Wake {
+        super::parking::wake_by(&self.shared.waker)
     }
 }
 

@@ -7,14 +7,17 @@
 use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc as StdArc;
 
 use arrayvec::ArrayVec;
 use crossbeam_utils::CachePadded;
 
 use super::CreateError;
+use super::parking::Parking;
 use super::slots::{AHEAD, Slots};
 use super::sync::Arc;
 use super::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::wait::{Source, Wake, Waker};
 
 /// Creates a ring of `capacity` slots, a power of two, and returns its two ends.
 ///
@@ -24,13 +27,15 @@ use super::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 pub fn ring<T: Send>(capacity: usize) -> Result<(Producer<T>, Consumer<T>), CreateError> {
     let shared = Arc::new(Shared {
         slots: Slots::new(capacity)?,
+        waker: StdArc::new(Waker::asymmetric()),
         producer_gone: AtomicBool::new(false),
         consumer_gone: AtomicBool::new(false),
         pushed: CachePadded::new(AtomicUsize::new(0)),
         popped: CachePadded::new(AtomicUsize::new(0)),
     });
     let producer = Producer { shared: Arc::clone(&shared), pushed: 0, popped_seen: 0, not_sync: PhantomData };
-    Ok((producer, Consumer { shared, popped: 0, pushed_seen: 0, not_sync: PhantomData }))
+    let consumer = Consumer { shared, popped: 0, pushed_seen: 0, parking: Parking::default(), not_sync: PhantomData };
+    Ok((producer, consumer))
 }
 
 /// What the two ends share.
@@ -42,6 +47,8 @@ pub fn ring<T: Send>(capacity: usize) -> Result<(Producer<T>, Consumer<T>), Crea
 /// `producer_gone`, only the consumer `popped` and `consumer_gone`.
 struct Shared<T> {
     slots: Slots<T>,
+    /// Wakes the consumer, when it sleeps.
+    waker: StdArc<Waker>,
     /// Stored with Release when the producer goes, after its last `pushed`; the consumer's Acquire load in `is_closed`
     /// makes sure that it sees that too.
     producer_gone: AtomicBool,
@@ -148,12 +155,14 @@ impl<T> Producer<T> {
         if room >= AHEAD + count {
             self.shared.slots.expect_write(self.pushed.wrapping_add(AHEAD), count);
         }
+        self.shared.waker.wake();
     }
 }
 
 impl<T> Drop for Producer<T> {
     fn drop(&mut self) {
         self.shared.producer_gone.store(true, Ordering::Release);
+        self.shared.waker.wake();
     }
 }
 
@@ -173,10 +182,17 @@ pub struct Consumer<T> {
     shared: Arc<Shared<T>>,
     popped: usize,
     pushed_seen: usize,
+    parking: Parking,
     not_sync: PhantomData<Cell<()>>,
 }
 
 impl<T> Consumer<T> {
+    /// The same consumer under this name, by which reports of a worker that waits for it call it.
+    pub fn named(mut self, name: impl Into<Box<str>>) -> Self {
+        self.parking.set_name(name.into());
+        self
+    }
+
     /// Moves items, oldest first, onto the end of `into` until it is full or the ring is empty, and returns how many.
     #[inline]
     pub fn pop_burst<const N: usize>(&mut self, into: &mut ArrayVec<T, N>) -> usize {
@@ -202,21 +218,17 @@ impl<T> Consumer<T> {
         Some(value)
     }
 
-    /// Whether there is something to pop; costs one load at most.
-    #[inline]
-    pub fn pending(&self) -> bool {
-        // Relaxed: nothing is read on the strength of it; a pop looks again, and sees at least as much.
-        self.popped != self.pushed_seen || self.popped != self.shared.pushed.load(Ordering::Relaxed)
-    }
-
     /// How many items are inside; by the time it returns, more may be.
     pub fn len(&self) -> usize {
         self.shared.pushed.load(Ordering::Relaxed).wrapping_sub(self.popped)
     }
 
-    /// Whether nothing is inside.
+    /// Whether nothing is inside; costs one load at most.
+    #[inline]
     pub fn is_empty(&self) -> bool {
-        !self.pending()
+        // Relaxed: nothing is read on the strength of it; a pop looks again, and sees at least as much. That holds for the
+        // second look of a parking consumer too: what it must not miss is ordered by the fence before it.
+        self.popped == self.pushed_seen && self.popped == self.shared.pushed.load(Ordering::Relaxed)
     }
 
     /// How many items fit.
@@ -250,6 +262,32 @@ impl<T> Consumer<T> {
         if seen >= AHEAD + count {
             self.shared.slots.expect_read(self.popped.wrapping_add(AHEAD), count);
         }
+    }
+}
+
+/// A push wakes it, and so does the producer's going.
+impl<T: Send> Source for Consumer<T> {
+    fn label(&self) -> String {
+        self.parking.label(self.capacity())
+    }
+
+    /// Whether there is something to pop; or, while armed, whether the producer has gone since the consumer was last polled.
+    #[inline]
+    fn pending(&self) -> bool {
+        !self.is_empty() || self.parking.closing_is_work(|| self.is_closed())
+    }
+
+    fn arm(&mut self) {
+        self.parking.arm(&self.shared.waker);
+    }
+
+    fn disarm(&mut self) {
+        let is_closed = self.is_closed();
+        self.parking.disarm(&self.shared.waker, is_closed);
+    }
+
+    fn wake(&self) -> Wake {
+        super::parking::wake_by(&self.shared.waker)
     }
 }
 

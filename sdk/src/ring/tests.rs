@@ -83,7 +83,6 @@ macro_rules! against_a_model {
             }
             prop_assert_eq!(producer.len(), model.len());
             prop_assert_eq!(consumer.len(), model.len());
-            prop_assert_eq!(consumer.pending(), !model.is_empty());
             prop_assert_eq!(producer.is_empty(), model.is_empty());
             prop_assert_eq!(consumer.is_empty(), model.is_empty());
         }

@@ -16,7 +16,7 @@ use std::time::Duration;
 use super::counters::{State, WaitCounters};
 use super::policy::{Adaptive, Idle, WaitPolicy, WakeCost};
 use super::set::{Part, SourceSet};
-use super::{EachSource, Source, Wake, calibrate};
+use super::{EachSource, Source, Wake, after_arming, calibrate};
 use crate::clock::{Clock, ClockSource};
 use crate::sys::epoll::Woken;
 use crate::sys::relax::{Relax, RelaxKind};
@@ -602,12 +602,4 @@ fn visit(each: EachSource<'_>, to: &mut dyn FnMut(usize, &mut dyn Source)) {
         to(index, source);
         index += 1;
     });
-}
-
-fn after_arming(asymmetric: bool) {
-    if asymmetric {
-        crate::sys::barrier::heavy();
-    } else {
-        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
-    }
 }

@@ -4,18 +4,23 @@ mod calibrate;
 mod counters;
 mod engine;
 mod fd;
+#[cfg(loom)]
+pub mod model;
+mod park;
 mod policy;
 mod register;
 mod set;
 mod source;
+mod sync;
 mod timer;
 mod waker;
 
 pub use counters::{SourceWakes, State, WaitCounters};
 pub use engine::{Engine, EngineConfig, EngineError};
 pub use fd::FdSource;
+pub use park::{Parked, Steps, after_arming, park};
 pub use policy::{Adaptive, GapBucket, GapHistogram, Idle, ParsePolicyError, Target, WaitPolicy, WakeCost};
 pub use register::{RegisterSource, Status, StatusInterrupt};
 pub use source::{EachSource, Source, Wake};
 pub use timer::Timer;
-pub use waker::Waker;
+pub use waker::{Arming, Waker};

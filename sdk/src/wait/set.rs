@@ -24,12 +24,12 @@ enum Event {
 }
 
 impl Event {
-    fn fd(&self) -> BorrowedFd<'_> {
-        match self {
+    fn fd(&self) -> io::Result<BorrowedFd<'_>> {
+        Ok(match self {
             Self::Vector(vector) => vector.as_fd(),
-            Self::Waker(waker) => waker.vector().as_fd(),
+            Self::Waker(waker) => waker.vector()?.as_fd(),
             Self::Fd(fd) => fd.as_fd(),
-        }
+        })
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -91,7 +91,7 @@ impl SourceSet {
     pub(super) fn refresh(&mut self, each: EachSource<'_>) -> Result<(), (String, io::Error)> {
         for event in self.events.drain(..) {
             // It was added, and is open: there is nothing that could fail.
-            let _ = self.epoll.remove(event.fd());
+            let _ = event.fd().and_then(|fd| self.epoll.remove(fd));
         }
         let known = std::mem::take(&mut self.wakes);
         (self.parts, self.deaf) = (Vec::new(), Vec::new());
@@ -109,6 +109,9 @@ impl SourceSet {
             }
         }
         self.ready = Events::new(self.events.len().max(1));
+        // What fired before anybody waited is no wake-up. Seen here it is over, without a read that would take it from others who
+        // watch the same vector.
+        self.wait(Duration::ZERO);
         failed.map_or(Ok(()), Err)
     }
 
@@ -135,13 +138,8 @@ impl SourceSet {
             return Ok(());
         }
         let trigger = match &event {
-            Event::Vector(vector) => {
-                // What fired before anybody waited is no wake-up.
-                vector.take();
-                Trigger::Edge
-            }
+            Event::Vector(_) => Trigger::Edge,
             Event::Waker(waker) => {
-                waker.vector().take();
                 self.needs_heavy_fence |= waker.needs_heavy_fence();
                 Trigger::Edge
             }
@@ -151,7 +149,7 @@ impl SourceSet {
             }
         };
         let key = self.events.len();
-        self.epoll.add(event.fd(), key as u64, trigger).map_err(|source| (label, source))?;
+        event.fd().and_then(|fd| self.epoll.add(fd, key as u64, trigger)).map_err(|source| (label, source))?;
         self.events.push(event);
         self.parts.push(Part::Event(key));
         Ok(())

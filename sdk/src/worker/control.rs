@@ -8,8 +8,7 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::Task;
-use crate::wait::{Source, Wake, Waker};
+use crate::wait::{Arming, Source, Wake, Waker};
 
 /// A request was not served.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -49,11 +48,13 @@ pub(super) struct Control<T> {
 
 impl<T> Control<T> {
     pub(super) fn new() -> io::Result<Self> {
+        let waker = Arc::new(Waker::new());
+        waker.vector()?;
         Ok(Self {
             due: AtomicBool::new(false),
             stop: AtomicBool::new(false),
             requests: Mutex::new(Queue { next: 0, waiting: VecDeque::new() }),
-            waker: Arc::new(Waker::new()?),
+            waker,
         })
     }
 
@@ -101,6 +102,11 @@ impl<T> Control<T> {
         }
     }
 
+    /// The requests as a source, for the worker to wait for.
+    pub(super) fn source(&self) -> Requests<'_> {
+        Requests { due: &self.due, waker: &self.waker, arming: Arming::default() }
+    }
+
     /// Whether [`serve`](Self::serve) would find something to do.
     #[inline]
     pub(super) fn is_due(&self) -> bool {
@@ -137,14 +143,6 @@ impl<T> Control<T> {
     }
 }
 
-impl<T: Task> Control<T> {
-    /// Calls `each` with every source of a worker: the requests to it, and its task's.
-    pub(super) fn sources(&self, task: &mut T, each: &mut dyn FnMut(&mut dyn Source)) {
-        each(&mut Requests { due: &self.due, waker: &self.waker });
-        task.sources(each);
-    }
-}
-
 impl<T> fmt::Debug for Control<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Control").field("due", &self.due).field("stop", &self.stop).finish_non_exhaustive()
@@ -152,9 +150,11 @@ impl<T> fmt::Debug for Control<T> {
 }
 
 /// Requests of other threads, as a source.
-struct Requests<'a> {
+#[derive(Debug)]
+pub(super) struct Requests<'a> {
     due: &'a AtomicBool,
     waker: &'a Arc<Waker>,
+    arming: Arming,
 }
 
 impl Source for Requests<'_> {
@@ -167,11 +167,11 @@ impl Source for Requests<'_> {
     }
 
     fn arm(&mut self) {
-        self.waker.arm();
+        self.waker.arm(&mut self.arming);
     }
 
     fn disarm(&mut self) {
-        self.waker.disarm();
+        self.waker.disarm(&mut self.arming);
     }
 
     fn wake(&self) -> Wake {

@@ -282,7 +282,11 @@ fn prepare<T: Task>(config: WorkerConfig, task: &mut T, shared: &Shared<T>) -> R
     if let Err(error) = cpu::set_timer_slack_ns(1) {
         log::warn!("{error}");
     }
-    let engine = Engine::new(config.wait, shared.waits.clone(), &mut |each| shared.control.sources(task, each));
+    let mut requests = shared.control.source();
+    let engine = Engine::new(config.wait, shared.waits.clone(), &mut |each| {
+        each(&mut requests);
+        task.sources(each);
+    });
     engine.map_err(|source| WorkerError::Wait { name: config.name, source })
 }
 
@@ -293,6 +297,7 @@ fn turns<T: Task>(task: &mut T, shared: &Shared<T>, engine: &mut Engine) {
     const LOOK_EVERY: u32 = 256;
     let clock = Clock::get();
     let Shared { control, counters, .. } = shared;
+    let mut requests = control.source();
     let mut now = clock.now();
     // Turns with work since the clock was last read.
     let mut busy = 0;
@@ -320,13 +325,20 @@ fn turns<T: Task>(task: &mut T, shared: &Shared<T>, engine: &mut Engine) {
             if control.serve(task) {
                 return;
             }
-            if let Err(error) = engine.refresh(&mut |each| control.sources(task, each)) {
+            let refreshed = engine.refresh(&mut |each| {
+                each(&mut requests);
+                task.sources(each);
+            });
+            if let Err(error) = refreshed {
                 log::warn!("{error}; it polls until its sources change again");
             }
         }
         if moved == 0 {
             let before = now;
-            now = engine.idle(now, &mut |each| control.sources(task, each));
+            now = engine.idle(now, &mut |each| {
+                each(&mut requests);
+                task.sources(each);
+            });
             counters.total_ticks.add(now.saturating_sub(before));
         }
     }
