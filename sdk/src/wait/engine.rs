@@ -7,6 +7,7 @@
 //! ```
 
 mod notes;
+mod sleep;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -16,11 +17,13 @@ use std::time::Duration;
 use super::counters::{State, WaitCounters};
 use super::policy::{Adaptive, Idle, WaitPolicy, WakeCost};
 use super::set::{Part, SourceSet};
-use super::{EachSource, Source, Wake, after_arming, calibrate};
+use super::{EachSource, Source, Steps, calibrate, park, prepare};
 use crate::clock::{Clock, ClockSource};
 use crate::sys::epoll::Woken;
 use crate::sys::relax::{Relax, RelaxKind};
 use crate::sys::sched;
+
+use sleep::{Sleep, look};
 
 /// How an engine shall wait.
 #[derive(Debug, Clone, PartialEq)]
@@ -155,14 +158,6 @@ struct Parked {
     limit: u64,
 }
 
-/// What a look at every source found.
-#[derive(Debug, Clone, Copy, Default)]
-struct Look {
-    work: bool,
-    /// Of the work, something was due by its deadline.
-    due: bool,
-}
-
 impl Engine {
     /// An engine over the sources that `each` visits. It measures first what a wake-up costs on this core (some tens of
     /// milliseconds), unless it never sleeps: so make it on the thread that will use it, once that is pinned.
@@ -274,20 +269,24 @@ impl Engine {
     ///
     /// `each` as with [`idle`](Self::idle).
     pub fn prepare(&mut self, each: EachSource<'_>) -> Option<Duration> {
-        let parked = self.arm(self.clock.now(), each)?;
-        self.parked = Some(parked);
-        Some(Duration::from_nanos(self.clock.ticks_to_ns(parked.limit)))
+        let now = self.clock.now();
+        if prepare(&mut Sleep::new(self, now, each)) {
+            return None;
+        }
+        self.parked.map(|parked| Duration::from_nanos(self.clock.ticks_to_ns(parked.limit)))
     }
 
     /// Ends what [`prepare`](Self::prepare) began. Without that it does nothing.
     pub fn resume(&mut self, each: EachSource<'_>) {
-        if let Some(parked) = self.parked.take() {
-            let woken = match self.set.wait(Duration::ZERO) {
-                Woken::TimedOut if self.clock.now() < parked.from.saturating_add(parked.limit) => Woken::Interrupted,
-                woken => woken,
-            };
-            self.wake(parked, woken, each);
-        }
+        let Some(parked) = self.parked else { return };
+        let woken = self.set.wait(Duration::ZERO);
+        let now = self.clock.now();
+        let slept = now.saturating_sub(parked.from);
+        self.counters.sleep_ticks.add(slept);
+        self.note_away(slept);
+        let mut sleep = Sleep::new(self, now, each);
+        sleep.woken(if woken == Woken::TimedOut && now < parked.until() { Woken::Interrupted } else { woken });
+        sleep.disarm();
     }
 
     /// What it has done, for any thread to read.
@@ -373,11 +372,10 @@ impl Engine {
     fn park(&mut self, now: u64, each: EachSource<'_>) -> u64 {
         self.judge(now);
         let now = self.hold(now, each);
-        let Some(parked) = self.arm(now, each) else {
-            return self.clock.now();
-        };
-        let woken = self.block(parked);
-        self.wake(parked, woken, each)
+        let mut sleep = Sleep::new(self, now, each);
+        // What became of it is counted, and the next turn sees.
+        let _ = park(&mut sleep);
+        sleep.now
     }
 
     /// Keeps wake-ups as far apart as the policy wants where the devices do not: sleeps with nothing armed.
@@ -395,7 +393,7 @@ impl Engine {
         let back = self.clock.now();
         self.counters.sleep_ticks.add(back.saturating_sub(now));
         self.counters.set_state(State::Poll);
-        self.note_away(now, back);
+        self.note_away(back.saturating_sub(now));
         back
     }
 
@@ -421,149 +419,6 @@ impl Engine {
         self.counters.hold_ns.set(ns);
     }
 
-    /// Arms all, and looks again; `None` when that found work, and nothing is armed then.
-    fn arm(&mut self, from: u64, each: EachSource<'_>) -> Option<Parked> {
-        self.counters.set_state(State::Arm);
-        each(&mut |source| source.arm());
-        // Whoever has work to announce publishes it, then looks whether it is asked to. Arming comes before this fence and
-        // the second look after it, so one of the two sees the other.
-        after_arming(self.set.needs_heavy_fence());
-        let found = look(each);
-        let now = self.clock.now();
-        self.counters.arm_ticks.add(now.saturating_sub(from));
-        if found.work {
-            each(&mut |source| source.disarm());
-            self.counters.turned_back.add(1);
-            self.counters.set_state(State::Poll);
-            return None;
-        }
-        self.counters.set_state(State::Sleep);
-        Some(Parked { from: now, limit: self.limit(now, each) })
-    }
-
-    /// How long a sleep may last that begins at `now`.
-    fn limit(&self, now: u64, each: EachSource<'_>) -> u64 {
-        let mut limit = self.ticks(self.config.sleep_limit);
-        visit(each, &mut |index, source| {
-            if self.set.part(index) == Part::Deadline
-                && let Wake::At(Some(due)) = source.wake()
-            {
-                limit = limit.min(due.saturating_sub(now));
-            }
-        });
-        limit
-    }
-
-    /// Blocks, and goes on blocking when a signal handler ran meanwhile.
-    fn block(&mut self, parked: Parked) -> Woken {
-        let until = parked.from.saturating_add(parked.limit);
-        let mut left = parked.limit;
-        loop {
-            match self.set.wait(Duration::from_nanos(self.clock.ticks_to_ns(left))) {
-                Woken::Interrupted => left = until.saturating_sub(self.clock.now()),
-                woken => return woken,
-            }
-        }
-    }
-
-    /// After a sleep: finds out what ended it, and disarms. Returns the time.
-    fn wake(&mut self, parked: Parked, mut woken: Woken, each: EachSource<'_>) -> u64 {
-        let back = self.clock.now();
-        self.counters.set_state(State::Arm);
-        self.note_latency(parked, woken, back);
-        self.tell_fired(woken, each);
-        let mut found = look(each);
-        if woken == Woken::TimedOut && found.work && !found.due {
-            // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not come
-            // either way is lost.
-            let grace = Parked { from: back, limit: self.ticks(self.config.grace) };
-            woken = self.block(grace);
-            self.tell_fired(woken, each);
-            found = look(each);
-        }
-        self.count(parked, woken, found, back, each);
-        each(&mut |source| source.disarm());
-        let now = self.clock.now();
-        self.counters.sleep_ticks.add(back.saturating_sub(parked.from));
-        self.counters.arm_ticks.add(now.saturating_sub(back));
-        self.counters.set_state(State::Poll);
-        self.note_away(parked.from, now);
-        self.woken_at = back;
-        now
-    }
-
-    /// Takes note that the worker slept in this gap.
-    fn note_away(&mut self, from: u64, until: u64) {
-        if let Some(gap) = &mut self.gap {
-            gap.away += until.saturating_sub(from);
-            gap.sleeps = gap.sleeps.saturating_add(1);
-        }
-    }
-
-    /// Takes note of how long the wake-up took, where that is known.
-    fn note_latency(&mut self, parked: Parked, woken: Woken, back: u64) {
-        let signalled = match woken {
-            Woken::TimedOut => Some(
-                parked.from.saturating_add(parked.limit).saturating_add(parked.limit * self.timer_slack_part / 1000),
-            ),
-            Woken::Ready(_) => self.set.signalled_at(),
-            Woken::Interrupted => None,
-        };
-        if let Some(at) = signalled.filter(|at| (parked.from..=back).contains(at)) {
-            let ns = self.clock.ticks_to_ns(back - at);
-            self.counters.wake_ns.record(ns);
-            if let Rule::Adaptive(adaptive) = &mut self.rule {
-                adaptive.on_wake_latency(ns);
-            }
-        }
-    }
-
-    /// Tells the sources that woke.
-    fn tell_fired(&self, woken: Woken, each: EachSource<'_>) {
-        if let Woken::Ready(_) = woken {
-            visit(each, &mut |index, source| {
-                if self.set.has_fired(index) {
-                    source.fired();
-                }
-            });
-        }
-    }
-
-    /// Counts one sleep.
-    fn count(&mut self, parked: Parked, woken: Woken, found: Look, back: u64, each: EachSource<'_>) {
-        let counters = &self.counters;
-        counters.parks.add(1);
-        match (woken, found.work) {
-            (Woken::Ready(_), true) => {
-                counters.wakes.add(1);
-                self.credit(each);
-            }
-            (Woken::Ready(_), false) => counters.spurious.add(1),
-            (Woken::TimedOut, true) if found.due => self.credit(each),
-            (Woken::TimedOut, true) => counters.rescues.add(1),
-            (Woken::TimedOut, false) => counters.timeouts.add(1),
-            (Woken::Interrupted, _) => {}
-        }
-        if found.work
-            && let Some(gap) = &mut self.gap
-        {
-            gap.slept = Some(Slept { from: parked.from, until: back });
-        }
-    }
-
-    /// Counts a wake for each source that fired, or is due, and has work.
-    fn credit(&self, each: EachSource<'_>) {
-        visit(each, &mut |index, source| {
-            let woke = self.set.part(index) == Part::Deadline || self.set.has_fired(index);
-            if woke
-                && source.pending()
-                && let Some(noted) = self.set.wakes().get(index)
-            {
-                noted.wakes.add(1);
-            }
-        });
-    }
-
     /// Asks the kernel about the program's own descriptors, while the worker polls.
     fn glance(&mut self, now: u64, each: EachSource<'_>) {
         self.glanced_at = now;
@@ -581,18 +436,6 @@ impl AsFd for Engine {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.set.as_fd()
     }
-}
-
-/// Looks at every source.
-fn look(each: EachSource<'_>) -> Look {
-    let mut found = Look::default();
-    each(&mut |source| {
-        if source.pending() {
-            found.work = true;
-            found.due |= matches!(source.wake(), Wake::At(_));
-        }
-    });
-    found
 }
 
 /// Visits the sources with their place in the order.

@@ -18,7 +18,7 @@ mod waker;
 pub use counters::{SourceWakes, State, WaitCounters};
 pub use engine::{Engine, EngineConfig, EngineError};
 pub use fd::FdSource;
-pub use park::{Parked, Steps, after_arming, park};
+pub use park::{Parked, Steps, after_arming, park, prepare};
 pub use policy::{Adaptive, GapBucket, GapHistogram, Idle, ParsePolicyError, Target, WaitPolicy, WakeCost};
 pub use register::{RegisterSource, Status, StatusInterrupt};
 pub use source::{EachSource, Source, Wake};

@@ -43,20 +43,27 @@ pub enum Parked {
     TimedOut,
 }
 
+/// The first half of a park: everything but sleeping. Returns whether there was work; nothing is armed then.
+#[inline]
+pub fn prepare(steps: &mut (impl Steps + ?Sized)) -> bool {
+    steps.arm();
+    steps.fence();
+    let found = steps.look();
+    if found {
+        steps.disarm();
+    }
+    found
+}
+
 /// Carries out one park.
 #[inline]
 pub fn park(steps: &mut (impl Steps + ?Sized)) -> Parked {
-    steps.arm();
-    steps.fence();
-    let parked = if steps.look() {
-        Parked::FoundWork
-    } else if steps.block() {
-        Parked::Woken
-    } else {
-        Parked::TimedOut
-    };
+    if prepare(steps) {
+        return Parked::FoundWork;
+    }
+    let woken = steps.block();
     steps.disarm();
-    parked
+    if woken { Parked::Woken } else { Parked::TimedOut }
 }
 
 /// The fence of a park, once all sources are armed. `asymmetric` says whether any of them is woken by a

@@ -1,0 +1,217 @@
+//! One sleep: the steps of a park, and the account of it.
+
+use std::time::Duration;
+
+use super::{Engine, Gap, Parked, Rule, Slept, visit};
+use crate::sys::epoll::Woken;
+use crate::wait::counters::State;
+use crate::wait::set::Part;
+use crate::wait::{EachSource, Steps, Wake, after_arming};
+
+/// What a look at every source found.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Look {
+    pub(super) work: bool,
+    /// Of the work, something was due by its deadline.
+    due: bool,
+}
+
+/// Looks at every source.
+pub(super) fn look(each: EachSource<'_>) -> Look {
+    let mut found = Look::default();
+    each(&mut |source| {
+        if source.pending() {
+            found.work = true;
+            found.due |= matches!(source.wake(), Wake::At(_));
+        }
+    });
+    found
+}
+
+/// One park of an engine over its sources.
+pub(super) struct Sleep<'a, 'b> {
+    engine: &'a mut Engine,
+    each: EachSource<'b>,
+    /// The time, as last read.
+    pub(super) now: u64,
+}
+
+impl<'a, 'b> Sleep<'a, 'b> {
+    pub(super) fn new(engine: &'a mut Engine, now: u64, each: EachSource<'b>) -> Self {
+        Self { engine, each, now }
+    }
+
+    /// Reads the clock; returns how long it was since the last time.
+    fn lap(&mut self) -> u64 {
+        let before = self.now;
+        self.now = self.engine.clock.now();
+        self.now.saturating_sub(before)
+    }
+
+    /// After a sleep: finds out what ended it. The sources are still armed.
+    pub(super) fn woken(&mut self, mut woken: Woken) {
+        let Some(parked) = self.engine.parked.take() else { return };
+        let back = self.now;
+        self.engine.counters.set_state(State::Arm);
+        self.note_latency(parked, woken);
+        self.engine.tell_fired(woken, self.each);
+        let mut found = look(self.each);
+        if woken == Woken::TimedOut && found.work && !found.due {
+            // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not come
+            // either way is lost.
+            woken = self.engine.block(Parked { from: back, limit: self.engine.ticks(self.engine.config.grace) });
+            self.engine.tell_fired(woken, self.each);
+            found = look(self.each);
+        }
+        self.count(woken, found);
+        if let (true, Some(gap)) = (found.work, &mut self.engine.gap) {
+            gap.slept = Some(Slept { from: parked.from, until: back });
+        }
+        self.engine.woken_at = back;
+    }
+
+    /// Takes note of how long the wake-up took, where that is known.
+    fn note_latency(&mut self, parked: Parked, woken: Woken) {
+        let signalled = match woken {
+            Woken::TimedOut => Some(parked.until() + parked.limit * self.engine.timer_slack_part / 1000),
+            Woken::Ready(_) => self.engine.set.signalled_at(),
+            Woken::Interrupted => None,
+        };
+        if let Some(at) = signalled.filter(|at| (parked.from..=self.now).contains(at)) {
+            let ns = self.engine.clock.ticks_to_ns(self.now - at);
+            self.engine.counters.wake_ns.record(ns);
+            if let Rule::Adaptive(adaptive) = &mut self.engine.rule {
+                adaptive.on_wake_latency(ns);
+            }
+        }
+    }
+
+    /// Counts one sleep.
+    fn count(&mut self, woken: Woken, found: Look) {
+        let counters = &self.engine.counters;
+        counters.parks.add(1);
+        match (woken, found.work) {
+            (Woken::Ready(_), true) => {
+                counters.wakes.add(1);
+                self.credit();
+            }
+            (Woken::TimedOut, true) if found.due => {
+                counters.wakes.add(1);
+                self.credit();
+            }
+            (Woken::Ready(_), false) => counters.spurious.add(1),
+            (Woken::TimedOut, true) => counters.rescues.add(1),
+            (Woken::TimedOut, false) => counters.timeouts.add(1),
+            (Woken::Interrupted, _) => {}
+        }
+    }
+
+    /// Counts a wake for each source that fired, or is due, and has work.
+    fn credit(&mut self) {
+        let set = &self.engine.set;
+        visit(self.each, &mut |index, source| {
+            let woke = set.part(index) == Part::Deadline || set.has_fired(index);
+            if woke
+                && source.pending()
+                && let Some(noted) = set.wakes().get(index)
+            {
+                noted.wakes.add(1);
+            }
+        });
+    }
+}
+
+impl Steps for Sleep<'_, '_> {
+    fn arm(&mut self) {
+        self.engine.counters.set_state(State::Arm);
+        (self.each)(&mut |source| source.arm());
+    }
+
+    fn fence(&mut self) {
+        // Whoever has work to announce publishes it, then looks whether it is asked to. Arming comes before this fence and
+        // the second look after it, so one of the two sees the other.
+        after_arming(self.engine.set.needs_heavy_fence());
+    }
+
+    fn look(&mut self) -> bool {
+        let found = look(self.each).work;
+        let took = self.lap();
+        self.engine.counters.arm_ticks.add(took);
+        if found {
+            self.engine.counters.turned_back.add(1);
+        } else {
+            let limit = self.engine.limit(self.now, self.each);
+            self.engine.parked = Some(Parked { from: self.now, limit });
+            self.engine.counters.set_state(State::Sleep);
+        }
+        found
+    }
+
+    fn block(&mut self) -> bool {
+        let Some(parked) = self.engine.parked else { return false };
+        let woken = self.engine.block(parked);
+        let slept = self.lap();
+        self.engine.counters.sleep_ticks.add(slept);
+        self.engine.note_away(slept);
+        self.woken(woken);
+        matches!(woken, Woken::Ready(_))
+    }
+
+    fn disarm(&mut self) {
+        (self.each)(&mut |source| source.disarm());
+        let took = self.lap();
+        self.engine.counters.arm_ticks.add(took);
+        self.engine.counters.set_state(State::Poll);
+    }
+}
+
+impl Parked {
+    pub(super) fn until(self) -> u64 {
+        self.from.saturating_add(self.limit)
+    }
+}
+
+impl Engine {
+    /// How long a sleep may last that begins at `now`.
+    fn limit(&self, now: u64, each: EachSource<'_>) -> u64 {
+        let mut limit = self.ticks(self.config.sleep_limit);
+        visit(each, &mut |index, source| {
+            if self.set.part(index) == Part::Deadline
+                && let Wake::At(Some(due)) = source.wake()
+            {
+                limit = limit.min(due.saturating_sub(now));
+            }
+        });
+        limit
+    }
+
+    /// Blocks, and goes on blocking when a signal handler ran meanwhile.
+    pub(super) fn block(&mut self, parked: Parked) -> Woken {
+        let mut left = parked.limit;
+        loop {
+            match self.set.wait(Duration::from_nanos(self.clock.ticks_to_ns(left))) {
+                Woken::Interrupted => left = parked.until().saturating_sub(self.clock.now()),
+                woken => return woken,
+            }
+        }
+    }
+
+    /// Takes note that the worker slept for so long in this gap.
+    pub(super) fn note_away(&mut self, ticks: u64) {
+        if let Some(Gap { away, sleeps, .. }) = &mut self.gap {
+            *away += ticks;
+            *sleeps = sleeps.saturating_add(1);
+        }
+    }
+
+    /// Tells the sources that woke.
+    pub(super) fn tell_fired(&self, woken: Woken, each: EachSource<'_>) {
+        if let Woken::Ready(_) = woken {
+            visit(each, &mut |index, source| {
+                if self.set.has_fired(index) {
+                    source.fired();
+                }
+            });
+        }
+    }
+}
