@@ -150,7 +150,8 @@ impl Adaptive {
         self.spin_ns
     }
 
-    /// How long at least must pass between two wake-ups (interrupt moderation); zero without a [`Target::Cpu`].
+    /// How long at least must pass from one interrupt that wakes this worker to the next (interrupt moderation), in nanoseconds; zero
+    /// without a [`Target::Cpu`], and while wake-ups are rare enough by themselves.
     #[inline]
     pub fn hold_ns(&self) -> u64 {
         self.hold_ns

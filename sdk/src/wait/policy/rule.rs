@@ -23,9 +23,12 @@ const LONGEST_SLEEPS: f64 = 8.0;
 /// least wrong when traffic changes.
 const NEAR_TIE: f64 = 0.003;
 /// The best spin time is found anew after this many gaps,
-const REVIEW_GAPS: u32 = 64;
+const REVIEW_GAPS: u32 = 192;
 /// of which one that was slept in counts as many as this.
-const SLEPT_COUNTS: u32 = 16;
+const SLEPT_COUNTS: u32 = 24;
+/// What many gaps say changes slowly: their histogram is looked at in every fourth review only, once it holds more than a few.
+const PRECISE_REVIEWS: u32 = 4;
+const FEW_GAPS: f64 = 1024.0;
 
 /// Learns gaps and says how long to look.
 #[derive(Debug, Clone)]
@@ -42,6 +45,8 @@ pub(super) struct Rule {
     /// What the followed learner's choice may cost at worst beyond what the guard earns with it.
     shortfall: f64,
     until_review: u32,
+    /// Reviews so far.
+    reviews: u32,
     spin_ns: u64,
 }
 
@@ -67,6 +72,7 @@ impl Rule {
             guard: Guard::new(sleep),
             shortfall: Guard::shortfall(sleep, sleep),
             until_review: 1,
+            reviews: 0,
             spin_ns: sleep as u64,
         }
     }
@@ -111,7 +117,10 @@ impl Rule {
     /// Finds the best spin times anew.
     fn review(&mut self) {
         self.sleep = self.next_sleep;
-        self.precise.spin = cheapest(&self.precise.gaps, self.sleep);
+        self.reviews = self.reviews.wrapping_add(1);
+        if self.precise.gaps.weight() < FEW_GAPS || self.reviews.is_multiple_of(PRECISE_REVIEWS) {
+            self.precise.spin = cheapest(&self.precise.gaps, self.sleep);
+        }
         self.quick.spin = cheapest(&self.quick.gaps, self.sleep);
         self.follow_quick = self.quick.lost < QUICK_WINS * self.precise.lost;
         self.shortfall = Guard::shortfall(self.followed().spin.floor(), self.sleep);
