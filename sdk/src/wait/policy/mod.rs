@@ -245,7 +245,7 @@ impl Adaptive {
             Mode::Wake(promise, Feasible::Yes) if promise.may_sleep() => (self.rule.spin_ns(), 0),
             Mode::Wake(..) => (u64::MAX, 0),
             Mode::Cpu(allowance, _) if allowance.share() >= 1.0 => (u64::MAX, 0),
-            Mode::Cpu(allowance, looking) => looking.decide(allowance, self.cost.get().cpu_ns),
+            Mode::Cpu(allowance, looking) => looking.decide(allowance, self.rule.spin_ns(), self.cost.get().cpu_ns),
         };
     }
 }
@@ -261,10 +261,14 @@ impl Looking {
         }
     }
 
-    /// How long to look, and how far apart wake-ups must be.
+    /// How long to look, and how far apart wake-ups must be. `cheap_ns` is how long one would look to spend least.
     #[inline]
-    fn decide(&self, allowance: &Allowance, cpu_ns: u64) -> (u64, u64) {
-        let spin_ns = self.spin_ns.filter(|spin_ns| allowance.permits(*spin_ns, cpu_ns)).unwrap_or(0);
+    fn decide(&self, allowance: &Allowance, cheap_ns: u64, cpu_ns: u64) -> (u64, u64) {
+        let spin_ns = match self.spin_ns {
+            Some(spin_ns) if allowance.spares(spin_ns, cpu_ns) => spin_ns,
+            _ if allowance.permits(cheap_ns, cpu_ns) => cheap_ns,
+            _ => 0,
+        };
         let debt_ns = allowance.debt_ns();
         let hold_ns = if self.spin_ns.is_none() || debt_ns > 0 { allowance.spacing_ns(cpu_ns) + debt_ns } else { 0 };
         (spin_ns, hold_ns)

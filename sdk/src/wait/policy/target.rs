@@ -92,6 +92,8 @@ impl Promise {
 
 /// Unspent processor time that is remembered at most, in nanoseconds: what a burst after a long silence may use up.
 const SAVED_NS: f64 = 20e6;
+/// How much of it is kept for looking that pays: the rest may go into looking that only shortens latency.
+const RESERVE_NS: f64 = 10e6;
 
 /// Processor time that may be spent while idle: a share of idle time.
 ///
@@ -124,6 +126,12 @@ impl Allowance {
     #[inline]
     pub(super) fn permits(&self, spin_ns: u64, cpu_ns: u64) -> bool {
         spin_ns as f64 * (1.0 - self.share) + cpu_ns as f64 <= self.balance
+    }
+
+    /// The same, with the reserve left alone.
+    #[inline]
+    pub(super) fn spares(&self, spin_ns: u64, cpu_ns: u64) -> bool {
+        spin_ns as f64 * (1.0 - self.share) + cpu_ns as f64 <= self.balance - RESERVE_NS
     }
 
     /// How long a worker must be idle to pay its debt.

@@ -15,7 +15,6 @@ struct Worker {
     late: u64,
     /// Sum of what waiting added to the frames that ended a gap.
     added_ns: u64,
-    gaps: u64,
 }
 
 /// Processor time of serving one frame.
@@ -24,7 +23,7 @@ const SERVE_NS: u64 = 300;
 impl Worker {
     fn new(target: Target) -> Self {
         let policy = Adaptive::new(COST, target);
-        Self { policy, now_ns: 0, fired_at_ns: 0, idle_ns: 0, spent_ns: 0, sleeps: 0, late: 0, added_ns: 0, gaps: 0 }
+        Self { policy, now_ns: 0, fired_at_ns: 0, idle_ns: 0, spent_ns: 0, sleeps: 0, late: 0, added_ns: 0 }
     }
 
     /// Serves frames that arrive with these gaps between them, for a minute. A sleep adds what `latency_ns` says.
@@ -45,7 +44,6 @@ impl Worker {
         let began_ns = self.now_ns;
         let gap_ns = arrives_ns - began_ns;
         let spin_ns = self.policy.spin_ns();
-        self.gaps += 1;
         if gap_ns <= spin_ns {
             self.now_ns = arrives_ns;
             self.idle_ns += gap_ns;
@@ -69,24 +67,15 @@ impl Worker {
     fn share(&self) -> f64 {
         self.spent_ns as f64 / self.idle_ns as f64
     }
-
-    fn mean_added_ns(&self) -> f64 {
-        self.added_ns as f64 / self.gaps as f64
-    }
 }
 
 /// Traffic of some kind: the gap from each frame to the next.
 type Gaps = Box<dyn FnMut() -> u64>;
 
 fn bursts(shape: f64) -> impl FnMut() -> u64 {
-<<<<<<< HEAD
-    let mut gaps = on_off(&mut Random(5), 30, shape, 300_000).into_iter().cycle();
-    move || gaps.next().expect("it never ends")
-=======
     let gaps = on_off(&mut Random(5), 30, shape, 300_000);
     let mut next = (0..gaps.len()).cycle();
     move || next.next().map_or(0, |i| gaps[i])
->>>>>>> 5f8e208 (Bench the wait policy beside the rules of l3fwd-power, VPP, ixy and Snabb)
 }
 
 fn poisson(mean_ns: f64) -> impl FnMut() -> u64 {
