@@ -12,8 +12,8 @@ use super::replay::Gaps;
 #[derive(Debug)]
 pub(crate) struct Trace {
     pub(crate) name: String,
-    /// Whether it is the same kind of traffic from beginning to end.
-    pub(crate) steady: bool,
+    /// Whether it is the same kind of traffic from beginning to end; `None` where nobody knows.
+    pub(crate) steady: Option<bool>,
     pub(crate) gaps: Gaps,
 }
 
@@ -25,7 +25,9 @@ pub(crate) fn all(wake_ns: u64) -> Vec<Trace> {
     let w = wake_ns as f64;
     let mut random = Random(42);
     let mut traces = Vec::new();
-    let mut add = |name: &str, steady, gaps| traces.push(Trace { name: name.into(), steady, gaps: Gaps::Fixed(gaps) });
+    let mut add = |name: &str, steady, gaps| {
+        traces.push(Trace { name: name.into(), steady: Some(steady), gaps: Gaps::Fixed(gaps) })
+    };
     for mean in [0.2, 0.8, 1.2, 5.0] {
         add(&format!("every {mean} W"), true, vec![(mean * w) as u64; GAPS]);
     }
@@ -42,7 +44,7 @@ pub(crate) fn all(wake_ns: u64) -> Vec<Trace> {
     let quick = GAPS / 200;
     let mixed = |i: usize| if (i / quick).is_multiple_of(2) { 0.3 * w } else { 8.0 * w };
     add("Poisson 0.3 W / 8 W", false, (0..GAPS).map(|i| random.exponential(mixed(i))).collect());
-    traces.push(Trace { name: "adversary".into(), steady: false, gaps: Gaps::Adversary(GAPS) });
+    traces.push(Trace { name: "adversary".into(), steady: None, gaps: Gaps::Adversary(GAPS) });
     traces
 }
 
@@ -83,7 +85,7 @@ pub(crate) fn captured(path: &Path) -> Result<Trace, CaptureError> {
     // Frames of several cores may stand in the file a little out of order.
     let gaps = times_ns.windows(2).map(|pair| pair[1].saturating_sub(pair[0])).collect();
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
-    Ok(Trace { name: format!("captured: {name}"), steady: false, gaps: Gaps::Fixed(gaps) })
+    Ok(Trace { name: format!("captured: {name}"), steady: None, gaps: Gaps::Fixed(gaps) })
 }
 
 /// A capture was not understood.
