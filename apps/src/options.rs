@@ -8,9 +8,8 @@ use crate::metrics::{Metrics, MetricsAddress, MetricsServer, ServeError};
 /// How workers wait, and where one can look at it. A program flattens this into its own options.
 #[derive(Debug, Clone, Args)]
 pub struct WorkerOptions {
-    /// What a worker does when there is nothing to do: poll, interrupt (sleep at once), or adaptive (look as long as it
-    /// pays, then sleep), which also takes a target: adaptive:wake=20us (a sleep may add that much) or adaptive:cpu=10%
-    /// (of a core, while idle)
+    /// What a worker does when there is nothing to do: poll, interrupt, adaptive, adaptive:wake=20us (a sleep may add that
+    /// much) or adaptive:cpu=10% (of a core, while idle)
     #[arg(long, value_name = "POLICY", default_value = "adaptive")]
     pub wait: WaitPolicy,
 

@@ -1,10 +1,22 @@
 //! l2fwd as its operator meets it: run as a program, without privileges, on embedded NICs.
 
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Output, Stdio};
+mod exposition;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::thread;
 use std::time::{Duration, Instant};
 
+use exposition::Exposition;
 use serde_json::Value;
+
+/// How long anything may take before it counts as hung.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// A port whose wire is silent.
+const SILENT: [&str; 2] = ["--port", "soft:,rate=0,queues=1"];
 
 fn l2fwd(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_l2fwd"));
@@ -22,6 +34,45 @@ fn text(bytes: &[u8]) -> String {
 
 /// A running program, ended when it goes out of scope.
 struct Running(Child);
+
+impl Running {
+    fn start(arguments: &[&str]) -> Self {
+        Self(l2fwd(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+    }
+
+    /// What it prints from now on. To be kept: a program whose output nobody reads any more goes on, but says nothing.
+    fn lines(&mut self) -> impl Iterator<Item = String> + use<> {
+        BufReader::new(self.0.stdout.take().unwrap()).lines().map(Result::unwrap)
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.0.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+    }
+
+    /// Its exit status, which must come in time.
+    fn end(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.0.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < deadline, "it still runs");
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Processor time of all its threads, by the kernel's account (Documentation/scheduler/sched-stats.rst: nanoseconds on
+    /// a processor come first).
+    fn cpu_time(&self) -> Duration {
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        let spent = tasks.map(|task| {
+            let schedstat = fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
+            schedstat.split(' ').next().unwrap().parse::<u64>().unwrap()
+        });
+        Duration::from_nanos(spent.sum())
+    }
+}
 
 impl Drop for Running {
     fn drop(&mut self) {
@@ -68,21 +119,13 @@ fn json_on_standard_output_is_one_object_and_nothing_else() {
 #[test]
 fn it_ends_well_at_a_signal_and_says_what_it_forwarded() {
     for signal in ["INT", "TERM"] {
-        let mut running = Running(l2fwd(&[]).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap());
-        let mut lines = BufReader::new(running.0.stdout.take().unwrap()).lines();
+        let mut running = Running::start(&[]);
+        let mut lines = running.lines();
         // The first line with a rate: it forwards.
-        assert!(lines.any(|line| line.unwrap().contains("0→1")));
-        let pid = running.0.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
-        assert!(lines.any(|line| line.unwrap().contains("forwarded")), "no summary after SIG{signal}");
-        let deadline = Instant::now() + Duration::from_secs(60);
-        let status = loop {
-            if let Some(status) = running.0.try_wait().unwrap() {
-                break status;
-            }
-            assert!(Instant::now() < deadline, "it still runs a minute after SIG{signal}");
-            std::thread::sleep(Duration::from_millis(20));
-        };
+        assert!(lines.any(|line| line.contains("0→1")));
+        running.signal(signal);
+        assert!(lines.any(|line| line.contains("forwarded")), "no summary after SIG{signal}");
+        let status = running.end();
         assert!(status.success(), "{status}");
     }
 }
@@ -108,7 +151,7 @@ fn perf_counts_or_says_that_it_cannot() {
 
 #[test]
 fn what_it_cannot_do_gets_one_error_and_exit_code_2() {
-    let cases: [(&[&str], &str); 10] = [
+    let cases: [(&[&str], &str); 18] = [
         (&["--port", "soft:"], "only one port"),
         (&["--port", "soft:a", "--port", "soft:a"], "soft:a"),
         (&["--port", "soft:,quues=2", "--port", "soft:"], "quues"),
@@ -119,6 +162,14 @@ fn what_it_cannot_do_gets_one_error_and_exit_code_2() {
         (&["--port", "pci:0000:7f:1f.7", "--port", "soft:"], "0000:7f:1f.7"),
         (&["--core", "4095"], "4095"),
         (&["--json", "/nonexistent/report"], "/nonexistent/report"),
+        (&["--wait", "fast"], "poll, interrupt and adaptive"),
+        (&["--wait", "poll:wake=2us"], "only adaptive does"),
+        (&["--wait", "adaptive:wake=20"], "1us to 1s"),
+        (&["--wait", "adaptive:cpu=10"], "0.1% to 100%"),
+        (&["--metrics", "9464"], "127.0.0.1:9464, or unix:/path"),
+        (&["--metrics", "127.0.0.1:http"], "0 to 65535"),
+        (&["--metrics", "192.0.2.1:9464"], "address of this machine"),
+        (&["--metrics", "unix:/nonexistent/metrics.sock"], "unix:/nonexistent/metrics.sock"),
     ];
     for (arguments, word) in cases {
         let output = run(&[arguments, &["--seconds", "1"]].concat());
@@ -127,4 +178,161 @@ fn what_it_cannot_do_gets_one_error_and_exit_code_2() {
         assert_eq!(err.matches("error:").count(), 1, "{arguments:?}: {err}");
         assert!(err.contains(word), "{arguments:?}: {err}");
     }
+}
+
+#[test]
+fn every_policy_forwards_and_tells_how_it_waited() {
+    for policy in ["poll", "interrupt", "adaptive", "adaptive:wake=500us", "adaptive:cpu=50%"] {
+        let output =
+            run(&[&["--seconds", "1", "--json", "-", "--wait", policy, "--port", "soft:,rate=1000"][..], &SILENT]
+                .concat());
+        assert!(output.status.success(), "{policy}: {}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["ports"][1]["tx_frames"].as_u64().unwrap() > 0, "{policy}: {report}");
+        let worker = &report["workers"][0];
+        assert_eq!(worker["wait"], policy);
+        let share = |name: &str| worker[name].as_f64().unwrap_or_else(|| panic!("{policy}: no {name} in {worker}"));
+        let shares = ["busy_share", "poll_share", "sleep_share"].map(share);
+        assert!(shares.iter().all(|share| (0.0..=1.0).contains(share)), "{policy}: {shares:?}");
+        assert!((shares.iter().sum::<f64>() - 1.0).abs() < 1e-9, "{policy}: {shares:?}");
+        // Two clocks, so a little more than all is possible.
+        assert!((0.0..1.05).contains(&share("cpu_share")), "{policy}: {worker}");
+        for key in ["parks", "spurious", "rescues", "regret"] {
+            assert!(worker[key].is_u64(), "{policy}: {key} in {worker}");
+        }
+        let sources: Vec<_> = worker["wakes"].as_array().unwrap().iter().map(|wake| &wake["how"]).collect();
+        assert!(sources.iter().any(|how| *how == "by MSI-X"), "{policy}: {worker}");
+        if policy == "poll" {
+            assert_eq!((share("sleep_share"), &worker["parks"], &worker["wake_us"]), (0.0, &0.into(), &Value::Null));
+        } else {
+            for key in ["samples", "p50", "p90", "p99", "p999", "max"] {
+                assert!(worker["gap_us"][key].as_f64().unwrap() > 0.0, "{policy}: {key} in {worker}");
+            }
+        }
+        if policy == "interrupt" {
+            assert!(worker["parks"].as_u64().unwrap() > 0, "{worker}");
+        }
+    }
+}
+
+#[test]
+fn a_target_that_no_sleep_can_keep_is_named() {
+    let output = run(&["--seconds", "1", "--wait", "adaptive:wake=1us"]);
+    let out = text(&output.stdout);
+    // Once among the notes at the start, once in the summary.
+    assert_eq!(out.matches("wake=1us cannot be kept by sleeping, so this worker polls").count(), 2, "{out}");
+}
+
+#[test]
+fn lost_interrupts_are_said_loudly_with_what_to_do() {
+    let lossy = ["--seconds", "2", "--wait", "interrupt", "--port", "soft:,rate=1000,queues=1,fault=irq-lost:50%"];
+    let output = run(&[&lossy[..], &SILENT].concat());
+    let out = text(&output.stdout);
+    for words in ["RESCUE", "WARNING wake-ups were lost", "--wait poll", "irq=msi"] {
+        assert!(out.contains(words), "no \"{words}\" in:\n{out}");
+    }
+}
+
+/// The share of a core that a whole silent process uses.
+fn idle_share(policy: &str) -> f64 {
+    let arguments = [&["--wait", policy][..], &SILENT, &SILENT].concat();
+    let mut running = Running::start(&arguments);
+    let mut lines = running.lines();
+    // Its start is behind it.
+    assert!(lines.any(|line| line.contains("parks/s")));
+    let (began, before) = (Instant::now(), running.cpu_time());
+    thread::sleep(Duration::from_secs(3));
+    let spent = running.cpu_time() - before;
+    let share = spent.as_secs_f64() / began.elapsed().as_secs_f64();
+    println!("{policy}: {:.2}% of a core while idle", 100.0 * share);
+    share
+}
+
+#[test]
+fn an_idle_adaptive_process_leaves_the_machine_alone_and_a_polling_one_does_not() {
+    let (adaptive, poll) = (idle_share("adaptive"), idle_share("poll"));
+    assert!(adaptive < 0.05, "adaptive uses {adaptive}");
+    // How much a polling worker gets is for those with whom it shares the core to decide.
+    assert!(poll > 0.1, "poll uses {poll}");
+}
+
+#[test]
+fn an_idle_worker_sleeps_nearly_all_the_time_and_ends_promptly_when_asked() {
+    let json = tempfile::NamedTempFile::new().unwrap();
+    let path = json.path().to_str().unwrap();
+    let mut running = Running::start(&[&["--wait", "interrupt", "--json", path][..], &SILENT, &SILENT].concat());
+    let mut lines = running.lines();
+    assert!(lines.any(|line| line.contains("parks/s")));
+    running.signal("TERM");
+    let asked = Instant::now();
+    assert!(running.end().success());
+    assert!(asked.elapsed() < Duration::from_secs(10), "it took {:?}", asked.elapsed());
+    let report: Value = serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap();
+    // By time, not by work done: what else runs on this core delays its few steps between two sleeps, and that is all.
+    assert!(report["workers"][0]["sleep_share"].as_f64().unwrap() > 0.5, "{report}");
+}
+
+/// What is served at a stream, once it is complete.
+fn scrape(mut stream: impl Read + Write) -> String {
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
+    body.into()
+}
+
+#[test]
+fn metrics_can_be_scraped_over_tcp_and_a_unix_socket_while_it_runs() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("l2fwd.sock");
+    let unix = format!("unix:{}", socket.display());
+    let mut running = Running::start(
+        &[&["--metrics", "127.0.0.1:0", "--metrics", &unix, "--port", "soft:,rate=1000"][..], &SILENT].concat(),
+    );
+    let mut lines = running.lines();
+    let address =
+        lines.find_map(|line| Some(line.strip_prefix("metrics http://")?.strip_suffix("/metrics")?.to_owned()));
+    let address = address.expect("it says where the metrics are");
+    // Ports are looked at each second.
+    assert!(lines.any(|line| line.contains("parks/s")));
+
+    let worker = [("worker", "l2fwd")];
+    for body in [scrape(TcpStream::connect(&address).unwrap()), scrape(UnixStream::connect(&socket).unwrap())] {
+        let metrics = Exposition::parse(&body);
+        for name in ["frames", "parks", "spurious", "rescues", "regrets", "cpu_seconds"] {
+            assert!(metrics.value(&format!("spinwake_worker_{name}_total"), &worker).is_some(), "{name}:\n{body}");
+        }
+        for name in ["wake_seconds", "gap_seconds"] {
+            assert!(metrics.value(&format!("spinwake_worker_{name}_count"), &worker).is_some(), "{name}:\n{body}");
+        }
+        for state in ["busy", "poll", "relax", "arm", "sleep"] {
+            let labels = [("worker", "l2fwd"), ("state", state)];
+            assert!(metrics.value("spinwake_worker_seconds_total", &labels).is_some(), "{state}:\n{body}");
+        }
+        for source in ["requests", "soft0 rx 0", "soft1 rx 0"] {
+            let labels = [("worker", "l2fwd"), ("source", source)];
+            assert!(metrics.value("spinwake_worker_wakes_total", &labels).is_some(), "{source}:\n{body}");
+        }
+        let received = metrics.value("spinwake_port_rx_frames_total", &[("port", "soft:,rate=1000")]);
+        assert!(received.is_some_and(|frames| frames > 0.0), "{body}");
+        let sent = [("port", "soft:,rate=0,queues=1"), ("queue", "0")];
+        assert!(metrics.value("spinwake_queue_tx_frames_total", &sent).is_some_and(|frames| frames > 0.0), "{body}");
+    }
+    running.signal("TERM");
+    assert!(lines.any(|line| line.contains("forwarded")));
+    assert!(running.end().success());
+    assert!(!socket.exists(), "its socket is left behind");
+}
+
+#[test]
+fn an_address_that_is_taken_is_refused_before_any_port_is_opened() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = run(&["--seconds", "1", "--metrics", &address]);
+    let err = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{err}");
+    assert!(err.contains(&format!("{address}: another program is listening there")), "{err}");
+    // Opening ports and choosing a core would have led to warnings and lines.
+    assert_eq!((err.lines().count(), output.stdout.len()), (1, 0), "{err}");
 }

@@ -20,7 +20,8 @@ pub struct WorkerReport {
     pub isolated: bool,
     /// How it waited: the policy as `--wait` takes it.
     pub wait: String,
-    /// Why the policy's target was not kept lately, and what happened instead; `None` if it was.
+    /// Why the policy's target could not be kept by choosing when to sleep, as of late, and what happened instead; `None` if it
+    /// could.
     pub verdict: Option<String>,
     /// Frames that it moved.
     pub frames: u64,
@@ -118,7 +119,7 @@ impl fmt::Display for WorkerReport {
             write!(f, "\ngaps    {gaps} without work ({} gaps)", gaps.samples)?;
         }
         if let Some(verdict) = &self.verdict {
-            write!(f, "\ntarget  not kept: {verdict}")?;
+            write!(f, "\ntarget  {verdict}")?;
         }
         if let Some(perf) = &self.perf {
             summarise_perf(f, perf, self.frames)?;
@@ -142,11 +143,15 @@ impl WorkerReport {
         write!(f, "\nsleeps  {parks}; {spurious} wakes were spurious, {rescues} rescues, {regret} sleeps regretted")?;
         let woke: Vec<_> = self.wakes.iter().filter(|source| source.wakes > 0).collect();
         for (index, source) in woke.iter().enumerate() {
-            let word = if index == 0 { "\nwoken   " } else { ", " };
-            write!(f, "{word}{} times {} of {}", source.wakes, source.how, source.source)?;
+            let word = if index == 0 { "\nwoken   by " } else { ", " };
+            write!(f, "{word}{}: {}", source.source, source.wakes)?;
         }
         match &self.wake_us {
-            Some(wake) => write!(f, "\nwake    {wake} ({} timers and threads; devices do not tell)", wake.samples),
+            Some(wake) => write!(
+                f,
+                "\nwake    {wake} until awake ({} by timers and threads; devices do not tell when they fire)",
+                wake.samples
+            ),
             None => Ok(()),
         }
     }

@@ -98,7 +98,7 @@ impl WaitCounters {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why the policy's target cannot be kept, and what happens instead; `None` while it can. As of a second of the worker's idle
+    /// Why the policy's target cannot be kept by choosing when to sleep, and what happens instead; `None` while it can. As of a second of the worker's idle
     /// time ago at most.
     pub fn verdict(&self) -> Option<String> {
         self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()

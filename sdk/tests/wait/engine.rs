@@ -150,7 +150,7 @@ fn a_source_that_cannot_wake_is_refused_or_polled_and_named() {
     );
     let mut engine = engine(patient(WaitPolicy::Adaptive(Target::None)), &mut [&mut device]);
     let notes = engine.notes();
-    assert_eq!(notes[0], "device cannot wake (the test gave it no vector)", "{notes:?}");
+    assert_eq!(notes[0], "device: cannot wake (the test gave it no vector)", "{notes:?}");
     assert!(notes.iter().any(|note| note.contains("because of device it polls")), "{notes:?}");
     let shared = device.shared.clone();
     let producer = thread::spawn(move || {
@@ -248,7 +248,7 @@ fn it_tells_how_each_source_wakes() {
     let notes = engine.notes();
     assert_eq!(
         notes[..3],
-        ["device wakes by MSI-X", "tick wakes by its deadline", "socket wakes by becoming readable"]
+        ["device: wakes by MSI-X", "tick: wakes by its deadline", "socket: wakes by becoming readable"]
     );
     assert!(notes[3].starts_with("a wake-up takes ") && notes[3].contains(" at p99, and "), "{notes:?}");
 }

@@ -120,7 +120,7 @@ impl Monitor {
                 next += Duration::from_secs(1);
                 // Its figures change from second to second; once is enough, and the summary has the last ones.
                 if !said && let Some(verdict) = watched.watch.waits().verdict() {
-                    self.say(format_args!("target  not kept: {verdict}"));
+                    self.say(format_args!("target  {verdict}"));
                     said = true;
                 }
             }

@@ -11,8 +11,8 @@ impl Engine {
     /// costs here and what the devices' interrupt moderation adds; what the policy cannot keep.
     pub fn notes(&self) -> Vec<String> {
         let wakes = self.set.wakes().iter().enumerate().map(|(index, source)| match self.set.part(index) {
-            Part::Deaf => format!("{} cannot wake ({})", source.label, source.how),
-            _ => format!("{} wakes {}", source.label, source.how),
+            Part::Deaf => format!("{}: cannot wake ({})", source.label, source.how),
+            _ => format!("{}: wakes {}", source.label, source.how),
         });
         let mut notes: Vec<String> = wakes.collect();
         let deaf: Vec<&str> = self.set.deaf().iter().map(|deaf| deaf.label.as_str()).collect();

@@ -59,7 +59,11 @@ impl<'a, 'b> Sleep<'a, 'b> {
         if woken == Woken::TimedOut && found.work && !found.due {
             // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not come
             // either way is lost.
+            self.engine.counters.set_state(State::Sleep);
             woken = self.engine.block(Parked { from: back, limit: self.engine.ticks(self.engine.config.grace) });
+            let waited = self.lap();
+            self.engine.counters.sleep_ticks.add(waited);
+            self.engine.counters.set_state(State::Arm);
             self.engine.tell_fired(woken, self.each);
             found = look(self.each);
         }
