@@ -37,24 +37,24 @@ struct Running(Child);
 
 impl Running {
     fn start(arguments: &[&str]) -> Self {
-        Self(l2fwd(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap())
+        Self(l2fwd(arguments).stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("the program starts"))
     }
 
     /// What it prints from now on. To be kept: a program whose output nobody reads any more goes on, but says nothing.
     fn lines(&mut self) -> impl Iterator<Item = String> + use<> {
-        BufReader::new(self.0.stdout.take().unwrap()).lines().map(Result::unwrap)
+        BufReader::new(self.0.stdout.take().expect("a pipe")).lines().map(|line| line.expect("text"))
     }
 
     fn signal(&self, signal: &str) {
         let pid = self.0.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args([&format!("-{signal}"), &pid]).status().expect("kill").success());
     }
 
     /// Its exit status, which must come in time.
     fn end(&mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
-            if let Some(status) = self.0.try_wait().unwrap() {
+            if let Some(status) = self.0.try_wait().expect("a child") {
                 return status;
             }
             assert!(Instant::now() < deadline, "it still runs");
@@ -65,10 +65,10 @@ impl Running {
     /// Processor time of all its threads, by the kernel's account (Documentation/scheduler/sched-stats.rst: nanoseconds on
     /// a processor come first).
     fn cpu_time(&self) -> Duration {
-        let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id())).unwrap();
+        let tasks = fs::read_dir(format!("/proc/{}/task", self.0.id())).expect("it runs");
         let spent = tasks.map(|task| {
-            let schedstat = fs::read_to_string(task.unwrap().path().join("schedstat")).unwrap();
-            schedstat.split(' ').next().unwrap().parse::<u64>().unwrap()
+            let schedstat = fs::read_to_string(task.expect("a thread").path().join("schedstat")).expect("its account");
+            schedstat.split(' ').next().and_then(|ns| ns.parse::<u64>().ok()).expect("nanoseconds")
         });
         Duration::from_nanos(spent.sum())
     }
@@ -274,10 +274,10 @@ fn an_idle_worker_sleeps_nearly_all_the_time_and_ends_promptly_when_asked() {
 
 /// What is served at a stream, once it is complete.
 fn scrape(mut stream: impl Read + Write) -> String {
-    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("it reads");
     let mut answer = String::new();
-    stream.read_to_string(&mut answer).unwrap();
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+    stream.read_to_string(&mut answer).expect("it answers");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("a head and a body");
     assert!(head.starts_with("HTTP/1.1 200 OK"), "{head}");
     body.into()
 }
