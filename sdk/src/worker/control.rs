@@ -115,7 +115,8 @@ impl<T> Control<T> {
 
     /// Serves all requests; returns whether the worker shall end.
     pub(super) fn serve(&self, task: &mut T) -> bool {
-        self.due.store(false, Ordering::Relaxed);
+        // A swap, not a store: if it takes back what `stop` has just set, it has seen what `stop` stored before that.
+        self.due.swap(false, Ordering::Acquire);
         loop {
             // The lock is not held while a request runs: it may take its time.
             let next = self.requests().waiting.pop_front();
