@@ -98,6 +98,8 @@ impl Episode {
         let (mut n, mut asked) = (0, 0);
         while rig.waits().parks.get() < length.sleeps || made() < length.faults {
             let (after, gap_ns) = self.gaps(n);
+            // By turns as fast as it goes, and so slowly that frames come between the steps of arming.
+            rig.control.slow_arming(if n % 2 == 0 { us(0) } else { us(3) });
             n += 1;
             rig.control.start_loop(ClosedLoop { frames: FRAMES, after, gap_ns });
             let (mut last, mut since) = (0, Instant::now());

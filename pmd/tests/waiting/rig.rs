@@ -7,8 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
-use spinwake::clock::Clock;
-use spinwake::cpu::{self, Topology};
+use spinwake::cpu::Topology;
 use spinwake::dma::Domain;
 use spinwake::frame::{Burst, Pool, PoolConfig};
 use spinwake::irq::IrqKind;
@@ -32,21 +31,6 @@ pub(crate) struct Echo {
     /// It sleeps on completed transmits too.
     completions: bool,
     pool: Pool,
-    chance: Chance,
-    clock: Clock,
-}
-
-/// How long at most it dawdles after each frame that it sent back, in nanoseconds: a NIC needs a moment to send the next one, and
-/// without this the worker would always have armed and looked again by then.
-const DAWDLE_NS: u64 = 6_000;
-
-impl Echo {
-    fn dawdle(&mut self) {
-        let until = self.clock.now() + self.clock.ns_to_ticks(self.chance.below(DAWDLE_NS));
-        while self.clock.now() < until {
-            std::hint::spin_loop();
-        }
-    }
 }
 
 impl Task for Echo {
@@ -55,9 +39,6 @@ impl Task for Echo {
         let received = self.rx.rx.rx_burst(&mut self.pool, &mut burst);
         self.tx.tx_burst(&mut self.pool, &mut burst);
         self.pool.give_burst(&mut burst);
-        if received > 0 {
-            self.dawdle();
-        }
         received + self.tx.reclaim(&mut self.pool)
     }
 
@@ -87,12 +68,8 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Worker and NIC run on different cores where there are two: only then do frames come while the worker arms.
     pub(crate) fn start(setup: &Setup) -> Self {
-        let cores = cores();
-        // The thread that plays the NICs is started by the first of them, and inherits this.
-        cpu::pin_current_thread(cores[0]).unwrap();
-        let core = cores[cores.len() - 1];
+        let core = *cores().last().unwrap();
         let nic = open(&format!("soft:,queues=1,rate=0,seed={}", setup.seed).parse().unwrap()).unwrap();
         let domain = Domain::new();
         let (port, mut queues) = start_port(&nic, &domain, setup.irq, 1);
@@ -101,8 +78,6 @@ impl Rig {
             tx: queues.tx.remove(0),
             completions: setup.completions,
             pool: pool(&domain),
-            chance: Chance::new(setup.seed),
-            clock: Clock::get(),
         };
         static NAMES: AtomicU32 = AtomicU32::new(0);
         let name = format!("sleeper-{}", NAMES.fetch_add(1, Ordering::Relaxed));
