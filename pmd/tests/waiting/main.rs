@@ -11,6 +11,7 @@
 mod crowd;
 mod mailbox;
 mod moments;
+mod party;
 mod rig;
 mod tally;
 mod watchdog;

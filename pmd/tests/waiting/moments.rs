@@ -23,6 +23,8 @@ const FAULTS: [Fault; 4] = [Fault::IrqLost, Fault::IrqLate, Fault::IrqDuplicate,
 const FRAMES: u64 = 500;
 /// Spurious interrupts in silence, where each ends a sleep.
 const IN_SILENCE: u64 = 5;
+/// The grace of sleeps where no interrupt is dropped.
+const PATIENT: Duration = Duration::from_secs(20);
 /// What a machine may add to a wait beside the time that its threads wait for a core: a virtual one stands still at times.
 const STALL: Duration = Duration::from_secs(2);
 
@@ -60,18 +62,17 @@ impl Episode {
         all
     }
 
-    /// Limit and grace of its sleeps, in milliseconds. A closed loop gives a frame up after a second: before that, whatever was lost must have
-    /// become a rescue, or the next frame would hide it.
+    /// Limit and grace of its sleeps. The grace is what tells a wake-up that is lost from one that only waits because the thread which
+    /// plays the NIC does: the longer, the surer; but each interrupt that is dropped costs as much.
     fn wait(self) -> EngineConfig {
-        let (limit, grace) = match self.fault {
-            // Each drop costs that much.
-            Some(Fault::IrqLost) => (20, 180),
-            // Interrupts come late after the limit, but within the grace.
-            Some(Fault::IrqLate) => (2, 600),
-            _ => (400, 300),
-        };
         let ms = Duration::from_millis;
-        EngineConfig { sleep_limit: ms(limit), grace: ms(grace), ..EngineConfig::new(self.policy) }
+        let (sleep_limit, grace) = match self.fault {
+            Some(Fault::IrqLost) => (ms(20), ms(280)),
+            // Interrupts come late after the limit.
+            Some(Fault::IrqLate) => (ms(2), PATIENT),
+            _ => (ms(400), PATIENT),
+        };
+        EngineConfig { sleep_limit, grace, ..EngineConfig::new(self.policy) }
     }
 
     /// From when gaps count and how long they are, in nanoseconds, in the `n`th closed loop.
@@ -95,8 +96,10 @@ impl Episode {
         rig.control.set_delay(Fault::IrqLate, us(1000)..=us(5000));
         rig.control.set_delay(Fault::IrqDuplicate, us(0)..=us(3000));
         let made = || self.fault.map_or(0, |fault| rig.control.faults().made(fault));
-        let (mut n, mut asked) = (0, 0);
-        while rig.waits().parks.get() < length.sleeps || made() < length.faults {
+        let (mut n, mut asked, mut given_up) = (0, 0, 0);
+        // An adaptive worker whose wake-ups are slow, on a busy machine, sleeps seldom.
+        let is_done = |n: u64| rig.waits().parks.get() >= length.sleeps || n * FRAMES >= 4 * length.sleeps;
+        while !is_done(n) || made() < length.faults {
             let (after, gap_ns) = self.gaps(n);
             // By turns as fast as it goes, and so slowly that frames come between the steps of arming.
             rig.control.slow_arming(if n % 2 == 0 { us(0) } else { us(3) });
@@ -107,6 +110,7 @@ impl Episode {
                 let counts = rig.control.loop_counts();
                 let done = counts.returned + counts.given_up;
                 if done == FRAMES {
+                    given_up += counts.given_up;
                     break;
                 }
                 if done > last {
@@ -125,7 +129,7 @@ impl Episode {
         if self.fault == Some(Fault::IrqSpurious) {
             self.disturb_in_silence(&rig);
         }
-        self.close(rig)
+        self.close(rig, given_up)
     }
 
     /// Each interrupt without a cause ends a sleep, and is counted.
@@ -138,25 +142,35 @@ impl Episode {
         }
     }
 
-    /// Ends the episode, and holds the worker's account against the NIC's.
-    fn close(self, rig: Rig) -> Tally {
+    /// Ends the episode, and holds the worker's account against the NIC's. `given_up` frames were not back within a second.
+    fn close(self, rig: Rig, given_up: u64) -> Tally {
         let waits = rig.waits().clone();
-        let (made, lost) =
-            (self.fault.map_or(0, |fault| rig.control.faults().made(fault)), rig.control.faults().made(Fault::IrqLost));
+        let faults = rig.control.faults();
+        let made = self.fault.map_or(0, |fault| faults.made(fault));
         let starved = rig.starved();
-        let (drops, report) = rig.stop();
+        let (drops, overdue, report) = rig.stop();
         let sleeps = Sleeps::of(&waits);
-        assert_eq!(drops.all(), lost, "{self:?}: a drop that nobody was armed for: {drops:?}");
-        assert_eq!(sleeps.rescues, drops.slept_on, "{self:?}: {sleeps:?} {drops:?}");
-        if let Some(Fault::IrqDuplicate | Fault::IrqSpurious) = self.fault {
-            assert!(sleeps.spurious > 0, "{self:?}: {sleeps:?}");
+        let facts = format!(
+            "{self:?}: {sleeps:?} {drops:?} {given_up} given up, {overdue} overdue, {starved:?} without a core"
+        );
+
+        assert_eq!(drops.all(), faults.made(Fault::IrqLost), "a drop that nobody was armed for: {facts}");
+        assert_eq!(sleeps.rescues, drops.slept_on, "{facts}");
+        if self.fault.is_none() {
+            // The frame after one that was given up could wake a worker that sleeps on it: a lost wake-up, and no rescue.
+            assert!(overdue == 0 || given_up == 0, "{facts}");
         }
-        let late = if let Some(Fault::IrqLate) = self.fault { Duration::from_millis(5) } else { Duration::ZERO };
+        if let Some(Fault::IrqDuplicate | Fault::IrqSpurious) = self.fault {
+            assert!(sleeps.spurious > 0, "{facts}");
+        }
         let wait = self.wait();
-        let bound = if drops.slept_on > 0 { wait.sleep_limit + wait.grace } else { wait.sleep_limit + late };
-        let bound = bound + starved + STALL;
+        let bound = match self.fault {
+            Some(Fault::IrqLost) => wait.sleep_limit + wait.grace,
+            Some(Fault::IrqLate) => wait.sleep_limit + Duration::from_millis(5),
+            _ => wait.sleep_limit,
+        };
         let longest = Duration::from_nanos(report.response_ns.max());
-        assert!(longest <= bound, "{self:?}: a frame waited for {longest:?}: {sleeps:?} {drops:?}");
+        assert!(longest <= bound + starved + STALL, "a frame waited for {longest:?}: {facts}");
         Tally { sleeps, frames: report.received, faults: made, drops, response_ns: report.response_ns }
     }
 }
@@ -200,7 +214,7 @@ impl LongRun {
 
     fn run(&mut self, episode: Episode, chance: &mut Chance) {
         let mut length = match (episode.fault, episode.policy) {
-            (None, WaitPolicy::Interrupt) => Length { sleeps: 100_000, faults: 0 },
+            (None, WaitPolicy::Interrupt) => Length { sleeps: 150_000, faults: 0 },
             (None, _) => Length { sleeps: 30_000, faults: 0 },
             (Some(Fault::IrqLost), _) => Length { sleeps: 5_000, faults: 10 },
             (Some(_), _) => Length { sleeps: 10_000, faults: 500 },
@@ -263,7 +277,7 @@ fn no_moment_around_arming_loses_a_wake_up() {
 #[test]
 fn rescues_are_the_interrupts_that_were_dropped_on_a_sleeper() {
     let episodes: Vec<_> = Episode::all(true).into_iter().filter(|e| e.fault == Some(Fault::IrqLost)).collect();
-    run_all("rescues_are_the_interrupts_that_were_dropped_on_a_sleeper", &episodes, Length { sleeps: 500, faults: 10 });
+    run_all("rescues_are_the_interrupts_that_were_dropped_on_a_sleeper", &episodes, Length { sleeps: 500, faults: 6 });
 }
 
 #[test]

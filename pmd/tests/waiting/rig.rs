@@ -100,9 +100,10 @@ impl Rig {
     }
 
     /// Waits until every frame that was sent has come back, stops everything, and sees that each was sent back once, unharmed,
-    /// and that no buffer is missing. Returns what became of dropped interrupts, and the last report.
+    /// and that no buffer is missing. Returns what became of dropped interrupts, how many interrupts came after a sleep's limit, and the
+    /// last report.
     #[track_caller]
-    pub(crate) fn stop(mut self) -> (Drops, GeneratorReport) {
+    pub(crate) fn stop(mut self) -> (Drops, u64, GeneratorReport) {
         await_that("every frame is back", &self, || {
             let report = self.report();
             report.received == report.sent
@@ -110,11 +111,11 @@ impl Rig {
         let report = self.report();
         assert_eq!((report.corrupt, report.duplicates), (0, 0), "{self:?}");
         let Echo { rx, tx, mut pool, .. } = self.worker.stop().unwrap();
-        let drops = rx.drops;
+        let (drops, overdue) = (rx.drops, rx.overdue);
         drop((rx, tx));
         self.port.stop().unwrap();
         assert_eq!(pool.available(), pool.capacity(), "buffers were lost");
-        (drops, report)
+        (drops, overdue, report)
     }
 }
 

@@ -54,8 +54,8 @@ enum Phase {
     TurnedBack,
     /// It did not; the next look is the one after the sleep.
     Asleep,
-    /// What that look found.
-    Awake { work: bool },
+    /// Whether that look found work, and whether an interrupt had ended the sleep.
+    Awake { work: bool, fired: bool },
 }
 
 /// A receive queue with a witness.
@@ -67,11 +67,21 @@ pub(crate) struct Witness {
     fired: bool,
     dropped_before: u64,
     pub(crate) drops: Drops,
+    /// Sleeps that an interrupt ended only after their limit, with work there.
+    pub(crate) overdue: u64,
 }
 
 impl Witness {
     pub(crate) fn new(rx: Box<dyn RxQueue>, control: Control) -> Self {
-        Self { rx, control, phase: Cell::new(Phase::Off), fired: false, dropped_before: 0, drops: Drops::default() }
+        Self {
+            rx,
+            control,
+            phase: Cell::new(Phase::Off),
+            fired: false,
+            dropped_before: 0,
+            drops: Drops::default(),
+            overdue: 0,
+        }
     }
 
     fn dropped(&self) -> u64 {
@@ -88,7 +98,7 @@ impl Source for Witness {
         let work = self.rx.pending();
         match self.phase.get() {
             Phase::Armed => self.phase.set(if work { Phase::TurnedBack } else { Phase::Asleep }),
-            Phase::Asleep => self.phase.set(Phase::Awake { work }),
+            Phase::Asleep => self.phase.set(Phase::Awake { work, fired: self.fired }),
             Phase::Off | Phase::TurnedBack | Phase::Awake { .. } => {}
         }
         work
@@ -105,10 +115,12 @@ impl Source for Witness {
         self.rx.disarm();
         let dropped = self.dropped() - self.dropped_before;
         let Drops { slept_on, turned_back, woken_otherwise, after_sleep } = &mut self.drops;
-        let count = match self.phase.replace(Phase::Off) {
-            Phase::Awake { work: true } if self.fired => woken_otherwise,
-            Phase::Awake { work: true } => slept_on,
-            Phase::Awake { work: false } => after_sleep,
+        let phase = self.phase.replace(Phase::Off);
+        self.overdue += u64::from(self.fired && phase == Phase::Awake { work: true, fired: false });
+        let count = match phase {
+            Phase::Awake { work: true, .. } if self.fired => woken_otherwise,
+            Phase::Awake { work: true, .. } => slept_on,
+            Phase::Awake { work: false, .. } => after_sleep,
             // Another source had work, and this one was not asked.
             Phase::TurnedBack | Phase::Armed | Phase::Asleep | Phase::Off => turned_back,
         };
