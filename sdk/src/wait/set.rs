@@ -109,8 +109,8 @@ impl SourceSet {
             }
         }
         self.ready = Events::new(self.events.len().max(1));
-        // What fired before anybody waited is no wake-up. Seen here it is over, without a read that would take it from others who
-        // watch the same vector.
+        // What fired before is no wake-up: its edges are seen here. Never by reading it: other workers may wait for the same
+        // vector, and one that is empty by the time they run does not wake them.
         self.wait(Duration::ZERO);
         failed.map_or(Ok(()), Err)
     }

@@ -1,11 +1,13 @@
 //! One engine and its sources.
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use spinwake::sys::event::wait_readable;
 use spinwake::sys::sched;
 use spinwake::wait::{Engine, EngineConfig, EngineError, FdSource, Source, Target, Timer, WaitCounters, WaitPolicy};
 
@@ -235,6 +237,35 @@ fn two_that_share_a_vector_are_told_apart_by_their_work() {
     producer.join().unwrap();
     let sources = engine.counters().sources();
     assert_eq!((sources[0].wakes.get(), sources[1].wakes.get()), (0, engine.counters().wakes.get()));
+}
+
+#[test]
+fn an_engine_whose_sources_change_takes_no_wake_up_away_from_another() {
+    let mut a = Device::new();
+    // Queues of one port on two workers, with one vector for both.
+    let mut b = Device { shared: Arc::new(Shared::with(a.shared.vector.clone())), can_wake: true };
+    let mut sleeper = engine(patient(WaitPolicy::Interrupt), &mut [&mut a]);
+    let mut other = engine(patient(WaitPolicy::Interrupt), &mut [&mut b]);
+    sleeper.prepare(&mut |each| each(&mut a)).expect("there is no work");
+    a.shared.put();
+    other.refresh(&mut |each| each(&mut b)).unwrap();
+    assert!(wait_readable(sleeper.as_fd(), Duration::ZERO).unwrap(), "its wake-up is gone");
+    sleeper.resume(&mut |each| each(&mut a));
+    assert_eq!(sleeper.counters().wakes.get(), 1);
+}
+
+#[test]
+fn what_fired_before_its_source_came_is_no_wake_up() {
+    let mut device = Device::new();
+    device.shared.vector.signal(1);
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut device]);
+    for _ in 0..2 {
+        engine.prepare(&mut |each| each(&mut device)).expect("there is no work");
+        assert!(!wait_readable(engine.as_fd(), Duration::ZERO).unwrap());
+        engine.resume(&mut |each| each(&mut device));
+        device.shared.vector.signal(1);
+        engine.refresh(&mut |each| each(&mut device)).unwrap();
+    }
 }
 
 #[test]
