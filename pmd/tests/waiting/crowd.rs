@@ -145,7 +145,7 @@ impl Side {
 /// One letter, over as many workers as it likes.
 fn write_letter(party: &Party, slots: &mut [Slot<Letter>], chance: &mut Chance) {
     let (to, hops, arrived) = (chance.below(WORKERS as u64) as usize, chance.below(9), Arc::<AtomicU64>::default());
-    slots[to].send(Letter { hops, arrived: arrived.clone() }).expect("room for every letter");
+    slots[to].push(Letter { hops, arrived: arrived.clone() }).expect("room for every letter");
     let what = format!("a letter to worker-{to} arriving after {hops} more workers");
     party.await_that("letters", &what, || arrived.load(Ordering::SeqCst) == 1);
 }

@@ -72,12 +72,12 @@ impl Task for Member {
             self.pool.give_burst(&mut burst);
             moved += tx.reclaim(&mut self.pool);
         }
-        if let Some(letter) = self.mailbox.take() {
+        if let Some(letter) = self.mailbox.pop() {
             moved += 1;
             if letter.hops == 0 {
                 letter.arrived.fetch_add(1, Ordering::SeqCst);
             } else {
-                self.next.send(Letter { hops: letter.hops - 1, ..letter }).expect("room for every letter");
+                self.next.push(Letter { hops: letter.hops - 1, ..letter }).expect("room for every letter");
             }
         }
         if self.timer.as_mut().is_some_and(Timer::take_due) {
