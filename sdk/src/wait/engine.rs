@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use super::counters::{State, WaitCounters};
 use super::policy::{Adaptive, Idle, WaitPolicy, WakeCost};
-use super::set::{Part, SourceSet};
-use super::{EachSource, Source, Steps, calibrate, park, prepare};
+use super::set::{Origin, SourceSet};
+use super::{EachSource, Source, Steps, after_arming, calibrate, park, prepare};
 use crate::clock::{Clock, ClockSource};
 use crate::sys::epoll::Woken;
 use crate::sys::relax::{Relax, RelaxKind};
@@ -378,7 +378,8 @@ impl Engine {
         sleep.now
     }
 
-    /// Keeps wake-ups as far apart as the policy wants where the devices do not: sleeps with nothing armed.
+    /// Keeps wake-ups as far apart as the policy wants where the devices do not: sleeps with nothing armed but the control plane's
+    /// sources, and no longer than any sleep. Returns the time.
     fn hold(&mut self, now: u64, each: EachSource<'_>) -> u64 {
         let hold_ns = self.hold_ns();
         if hold_ns.abs_diff(self.moderation_ns) > self.moderation_ns / MODERATION_STEP {
@@ -388,13 +389,29 @@ impl Engine {
         if self.moderated || until <= now {
             return now;
         }
+        let limit = self.limit(now, each).min(until - now);
         self.counters.set_state(State::Sleep);
-        self.block(Parked { from: now, limit: until - now });
+        self.visit_control(each, &mut |source| source.arm());
+        after_arming(false);
+        let mut asked = false;
+        self.visit_control(each, &mut |source| asked |= source.pending());
+        if !asked {
+            self.block(Parked { from: now, limit });
+        }
+        self.visit_control(each, &mut |source| source.disarm());
         let back = self.clock.now();
         self.counters.sleep_ticks.add(back.saturating_sub(now));
         self.counters.set_state(State::Poll);
         self.note_away(back.saturating_sub(now));
         back
+    }
+
+    fn visit_control(&self, each: EachSource<'_>, to: &mut dyn FnMut(&mut dyn Source)) {
+        visit(each, &mut |index, source| {
+            if self.set.waker_of(index) == Origin::Control {
+                to(source);
+            }
+        });
     }
 
     /// How far apart wake-ups shall be.
@@ -408,12 +425,14 @@ impl Engine {
     /// Asks every device that can wake to leave `ns` between two wake-ups.
     fn moderate(&mut self, ns: u64, each: EachSource<'_>) {
         let (set, mut all, mut longest) = (&self.set, true, None);
-        visit(each, &mut |index, source| {
-            if let Part::Event(_) = set.part(index) {
+        visit(each, &mut |index, source| match set.waker_of(index) {
+            Origin::Device => {
                 let held_back = source.moderate(Duration::from_nanos(ns));
                 all &= held_back.is_some();
                 longest = longest.max(held_back);
             }
+            Origin::Other => all = false,
+            Origin::Control | Origin::Clock => {}
         });
         (self.moderation_ns, self.moderated, self.held_back) = (ns, all, longest);
         self.counters.hold_ns.set(ns);

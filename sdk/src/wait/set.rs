@@ -53,6 +53,19 @@ pub(super) enum Part {
     Deaf,
 }
 
+/// Where a source's work comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// A device, by its vector.
+    Device,
+    /// Other threads, now and then: requests.
+    Control,
+    /// The clock.
+    Clock,
+    /// Anybody else: another worker, a file descriptor, a device that cannot wake.
+    Other,
+}
+
 /// A source that cannot wake its worker, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Deaf {
@@ -170,17 +183,24 @@ impl SourceSet {
         &self.deaf
     }
 
+    /// Who wakes by the source at `index`.
+    pub(super) fn waker_of(&self, index: usize) -> Origin {
+        match self.part(index) {
+            Part::Event(key) => match self.events.get(key) {
+                Some(Event::Vector(_)) => Origin::Device,
+                Some(Event::Waker(waker)) if !waker.needs_heavy_fence() => Origin::Control,
+                _ => Origin::Other,
+            },
+            Part::Deadline => Origin::Clock,
+            Part::Deaf => Origin::Other,
+        }
+    }
+
     /// The place of the only source whose work may come at any moment; `None` when there are several. Timers are known ahead, and
     /// a control plane's requests can wait.
     pub(super) fn only_source(&self) -> Option<usize> {
-        let is_urgent = |part: &Part| match part {
-            Part::Event(key) => {
-                !matches!(self.events.get(*key), Some(Event::Waker(waker)) if !waker.needs_heavy_fence())
-            }
-            Part::Deadline => false,
-            Part::Deaf => true,
-        };
-        let mut urgent = self.parts.iter().enumerate().filter(|(_, part)| is_urgent(part)).map(|(index, _)| index);
+        let mut urgent =
+            (0..self.parts.len()).filter(|&index| matches!(self.waker_of(index), Origin::Device | Origin::Other));
         urgent.next().filter(|_| urgent.next().is_none())
     }
 

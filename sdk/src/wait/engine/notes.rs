@@ -1,7 +1,8 @@
 //! What an engine tells an operator in words.
 
-use super::{Engine, Part, Rule};
+use super::{Engine, Rule};
 use crate::wait::policy::Ns;
+use crate::wait::set::Part;
 
 /// How often an idle worker tells whether its policy keeps to its target.
 const VERDICT_NS: u64 = 1_000_000_000;

@@ -63,6 +63,7 @@ impl<'a, 'b> Sleep<'a, 'b> {
             woken = self.engine.block(Parked { from: back, limit: self.engine.ticks(self.engine.config.grace) });
             let waited = self.lap();
             self.engine.counters.sleep_ticks.add(waited);
+            self.engine.note_away(waited);
             self.engine.counters.set_state(State::Arm);
             self.engine.tell_fired(woken, self.each);
             found = look(self.each);
@@ -177,7 +178,7 @@ impl Parked {
 
 impl Engine {
     /// How long a sleep may last that begins at `now`.
-    fn limit(&self, now: u64, each: EachSource<'_>) -> u64 {
+    pub(super) fn limit(&self, now: u64, each: EachSource<'_>) -> u64 {
         let mut limit = self.ticks(self.config.sleep_limit);
         visit(each, &mut |index, source| {
             if self.set.part(index) == Part::Deadline
