@@ -5,27 +5,47 @@
 use std::cell::Cell;
 use std::io;
 use std::ops::Deref;
-use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use loom::sync::Notify;
+use loom::thread::{self, Thread};
 
-/// Who watches vectors edge-triggered and blocks until one fires. There is no bound: a lost wake-up is a deadlock, which
-/// loom reports.
+/// Who watches vectors edge-triggered and blocks until one fires: a thread of the model. There is no bound, so a lost wake-up
+/// is a deadlock, which loom reports.
+///
+/// A thread's park token is all that it needs: it counts once however often it was given. That is no step of its own, which
+/// loom would have to put between all steps of other threads, nor need it be: to be told before blocking is the same as
+/// to be told after. What the teller did is visible from the telling on, earlier than in a kernel; that hides nothing, as a
+/// thread that was told does not sleep before it has looked once more.
+#[derive(Debug, Clone)]
+pub struct Epoll(Arc<State>);
+
 #[derive(Debug)]
-pub struct Epoll(Notify);
-
-impl Default for Epoll {
-    fn default() -> Self {
-        Self(Notify::new())
-    }
+struct State {
+    thread: Thread,
+    closed: AtomicBool,
 }
 
 impl Epoll {
-    /// Blocks until a vector that is watched has fired since the last call; however often, that counts once. Loom explores
-    /// a wait that ends for nothing, too.
+    /// For the thread that calls it, which must block on nothing else that loom knows until it closes it.
+    pub fn of_this_thread() -> Self {
+        Self(Arc::new(State { thread: thread::current(), closed: AtomicBool::new(false) }))
+    }
+
+    /// Blocks until a vector that is watched has fired since the last call.
     pub fn wait(&self) {
-        self.0.wait();
+        thread::park();
+    }
+
+    /// Watches no longer.
+    pub fn close(&self) {
+        self.0.closed.store(true, Ordering::Relaxed);
+    }
+
+    fn fire(&self) {
+        if !self.0.closed.load(Ordering::Relaxed) {
+            self.0.thread.unpark();
+        }
     }
 }
 
@@ -35,7 +55,7 @@ pub struct Vector {
     /// What the rest of the crate, which loom does not run, sees of it.
     real: crate::irq::Vector,
     /// Loom need not know of it: it is complete before anybody arms.
-    watchers: std::sync::Mutex<Vec<Arc<Epoll>>>,
+    watchers: Mutex<Vec<Epoll>>,
 }
 
 impl Vector {
@@ -45,7 +65,7 @@ impl Vector {
     ///
     /// When the process is out of file descriptors.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { real: crate::irq::Vector::new()?, watchers: std::sync::Mutex::default() })
+        Ok(Self { real: crate::irq::Vector::new()?, watchers: Mutex::default() })
     }
 
     /// Lets `epoll` watch it.
@@ -53,8 +73,8 @@ impl Vector {
     /// # Panics
     ///
     /// If a thread of the model panicked.
-    pub fn watch(&self, epoll: &Arc<Epoll>) {
-        self.watchers.lock().expect("no thread panics").push(Arc::clone(epoll));
+    pub fn watch(&self, epoll: &Epoll) {
+        self.watchers.lock().expect("no thread panics").push(epoll.clone());
     }
 
     /// Fires it.
@@ -63,9 +83,7 @@ impl Vector {
     ///
     /// If a thread of the model panicked.
     pub fn signal(&self, _n: u64) {
-        // Copied: loom may run another thread while one is told.
-        let watchers = self.watchers.lock().expect("no thread panics").clone();
-        watchers.iter().for_each(|epoll| epoll.0.notify());
+        self.watchers.lock().expect("no thread panics").iter().for_each(|epoll| epoll.fire());
     }
 }
 
