@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use arrayvec::ArrayVec;
 use loom::model::Builder;
+use loom::sync::Mutex;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 use spinwake::ring::{mpmc, spsc};
@@ -256,10 +257,7 @@ fn two_workers_share_a_waker() {
     explore(|| {
         let mut requests = Requests::new(Waker::asymmetric());
         let (waker, requester) = (Arc::clone(&requests.waker), requests.requester());
-        let sleeping = thread::spawn(move || {
-            let worker = Worker::new(Order::Right).watch(&requests);
-            requests.serve(worker, 1);
-        });
+        let sleeping = thread::spawn(move || Worker::new(Order::Right).watch(&requests).park(&mut [&mut requests]));
         let asking = thread::spawn(move || requester.request());
         let mut arming = Arming::default();
         waker.arm(&mut arming);
@@ -416,67 +414,62 @@ fn an_mpmc_ring_wakes_when_its_last_producer_goes() {
 
 /// A card: descriptors in memory, which it writes, and registers, which the host reaches over a bus.
 ///
-/// The registers are one word, and each access one atomic change of it. As on PCIe, what the host writes arrives in order
-/// but at any later time, unless it reads a register: that waits for its writes, and for what the card wrote to memory
-/// before it answered.
+/// As on PCIe, what the host writes arrives in order but at any later time, unless the host reads a register: that waits for
+/// its writes, and for what the card wrote to memory before it answered.
 #[derive(Debug)]
 struct Card {
     written: AtomicUsize,
-    registers: AtomicUsize,
+    registers: Mutex<Registers>,
     vector: Vector,
 }
 
-/// A frame has come since the cause was cleared.
-const CAUSE: usize = 1;
-/// A frame shall fire the vector. Firing clears this and the cause.
-const UNMASKED: usize = 2;
-/// On its way to the card: clear the cause.
-const CLEAR_POSTED: usize = 4;
-/// On its way to the card, behind that: unmask.
-const UNMASK_POSTED: usize = 8;
+#[derive(Debug, Default)]
+struct Registers {
+    /// A frame has come since this was cleared.
+    cause: bool,
+    /// A frame shall fire the vector, which clears this and the cause.
+    unmasked: bool,
+    /// On their way to the card, in this order: clear the cause, unmask.
+    clear_posted: bool,
+    unmask_posted: bool,
+}
 
 impl Card {
     /// A card that has been polled for a while.
     fn new() -> Self {
-        let vector = Vector::new().unwrap();
-        Self { written: AtomicUsize::new(0), registers: AtomicUsize::new(CAUSE), vector }
+        let registers = Registers { cause: true, ..Registers::default() };
+        Self { written: AtomicUsize::new(0), registers: Mutex::new(registers), vector: Vector::new().unwrap() }
     }
 
     /// A frame comes.
     fn receive(&self) {
         self.written.fetch_add(1, Ordering::Release);
-        self.change(|registers| registers | CAUSE);
+        self.change(|registers| registers.cause = true);
     }
 
-    /// One write of the host arrives, if any is on its way.
-    fn arrive(&self) -> bool {
-        let before = self.change(|registers| {
-            if registers & CLEAR_POSTED != 0 {
-                registers & !(CLEAR_POSTED | CAUSE)
-            } else if registers & UNMASK_POSTED != 0 {
-                registers & !UNMASK_POSTED | UNMASKED
-            } else {
-                registers
+    /// The next write of the host arrives, if one is on its way.
+    fn arrive(&self) {
+        self.change(|registers| {
+            if std::mem::take(&mut registers.clear_posted) {
+                registers.cause = false;
+            } else if std::mem::take(&mut registers.unmask_posted) {
+                registers.unmasked = true;
             }
         });
-        before & (CLEAR_POSTED | UNMASK_POSTED) != 0
     }
 
-    /// Changes the registers, and fires if that is due. Returns what they were.
-    fn change(&self, change: impl Fn(usize) -> usize) -> usize {
-        let due = |registers: usize| registers & (CAUSE | UNMASKED) == CAUSE | UNMASKED;
-        let changed = |registers| {
-            let new = change(registers);
-            if due(new) { new & !(CAUSE | UNMASKED) } else { new }
-        };
-        let before = self
-            .registers
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |registers| Some(changed(registers)))
-            .unwrap_or_else(|before| before);
-        if due(change(before)) {
+    /// Changes the registers, and fires if that is due. One step: nobody else runs while the lock is held.
+    fn change(&self, change: impl FnOnce(&mut Registers)) {
+        let mut registers = self.registers.lock().unwrap();
+        change(&mut registers);
+        let due = registers.cause && registers.unmasked;
+        if due {
+            (registers.cause, registers.unmasked) = (false, false);
+        }
+        drop(registers);
+        if due {
             self.vector.signal(1);
         }
-        before
     }
 }
 
@@ -495,11 +488,14 @@ impl Source for Queue {
         self.card.written.load(Ordering::Relaxed) != self.taken
     }
     fn arm(&mut self) {
-        self.card.change(|registers| registers | CLEAR_POSTED | UNMASK_POSTED);
-        while self.reads_back && self.card.arrive() {}
+        self.card.change(|registers| (registers.clear_posted, registers.unmask_posted) = (true, true));
+        if self.reads_back {
+            self.card.arrive();
+            self.card.arrive();
+        }
     }
     fn disarm(&mut self) {
-        self.card.change(|registers| registers & !(CLEAR_POSTED | UNMASK_POSTED | UNMASKED));
+        self.card.change(|registers| *registers = Registers { cause: registers.cause, ..Registers::default() });
     }
     fn wake(&self) -> Wake {
         Wake::Never("the model watches its vector by itself".into())
@@ -515,7 +511,10 @@ fn card_scenario(order: Order, frames: usize, reads_back: bool) -> impl Fn() + S
         card.vector.watch(&worker.epoll);
         let bus = (!reads_back).then(|| {
             let card = Arc::clone(&card);
-            thread::spawn(move || while card.arrive() {})
+            thread::spawn(move || {
+                card.arrive();
+                card.arrive();
+            })
         });
         let receiving = thread::spawn(move || (0..frames).for_each(|_| card.receive()));
         serve(worker, &mut queue, |queue| {
