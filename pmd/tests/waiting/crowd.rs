@@ -227,19 +227,33 @@ fn together(party: &Party, sides: &mut [Side], ends: &mut Ends, chance: &mut Cha
     requests.into_inner()
 }
 
+/// Frames, while requests change what other workers wait for: those that share a vector have it in common with whoever is just being
+/// woken. Returns how many requests were made.
+fn frames_beside_requests(party: &Party, side: &mut Side, chance: &mut Chance) -> u64 {
+    let (count, frames) = (1 + chance.below(8), 1 + chance.below(2) as u32);
+    let mut of_requests = Chance::new(chance.below(u64::MAX));
+    thread::scope(|scope| {
+        scope.spawn(move || (0..count).for_each(|_| request(party, "requests beside frames", &mut of_requests)));
+        side.pass(party, frames);
+    });
+    count
+}
+
 /// One at a time, while every worker sleeps. Returns how many requests were made.
 fn alone(party: &Party, sides: &mut [Side], ends: &mut Ends, chance: &mut Chance) -> u64 {
     let until = Instant::now() + SPAN;
     let mut requests = 0;
     while Instant::now() < until {
+        party.watchdog.clear();
         party.await_sleep("one at a time");
         thread::sleep(Duration::from_micros(chance.below(100)));
-        match chance.below(12) {
+        match chance.below(14) {
             0 => sides[chance.below(PORTS as u64) as usize].restart(party, chance),
             1..=4 => sides[chance.below(PORTS as u64) as usize].pass(party, 1 + chance.below(3) as u32),
             5 | 6 => write_letter(party, &mut ends.slots, chance),
             7 => set_timer(party, &ends.ticks[chance.below(2) as usize], chance),
-            8 | 9 => speak(party, &mut ends.lines[chance.below(2) as usize], chance),
+            8 | 9 => requests += frames_beside_requests(party, &mut sides[chance.below(PORTS as u64) as usize], chance),
+            10 => speak(party, &mut ends.lines[chance.below(2) as usize], chance),
             _ => {
                 request(party, "one at a time", chance);
                 requests += 1;

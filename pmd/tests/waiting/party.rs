@@ -117,7 +117,7 @@ impl Task for Member {
 #[derive(Debug)]
 pub(crate) struct Party {
     pub(crate) workers: Vec<Worker<Member>>,
-    watchdog: Watchdog,
+    pub(crate) watchdog: Watchdog,
     /// Requests that found their worker asleep.
     pub(crate) asleep: AtomicU64,
 }

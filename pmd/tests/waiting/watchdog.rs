@@ -37,6 +37,11 @@ impl Watchdog {
         self.steps.lock().unwrap_or_else(PoisonError::into_inner).insert(part.into(), step.into());
     }
 
+    /// Forgets what the parts were doing: they have ended.
+    pub(crate) fn clear(&self) {
+        self.steps.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
     /// What each part is doing.
     pub(crate) fn describe(&self) -> String {
         describe(&self.steps)
