@@ -84,7 +84,7 @@ impl<T> Control<T> {
             id
         };
         self.notify();
-        let deadline = Instant::now().checked_add(limit);
+        let mut deadline = Instant::now().checked_add(limit);
         loop {
             let left = deadline.map_or(LOOK, |deadline| deadline.saturating_duration_since(Instant::now()));
             match answer.recv_timeout(left.min(LOOK)) {
@@ -94,8 +94,12 @@ impl<T> Control<T> {
                     // What it still served came before its end.
                     return answer.try_recv().map_err(|_| CallError::Ended { name: name.into() });
                 }
-                Err(RecvTimeoutError::Timeout) if left.is_zero() && self.withdraw(id) => {
-                    return Err(CallError::TimedOut { name: name.into(), limit });
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => {
+                    if self.withdraw(id) {
+                        return Err(CallError::TimedOut { name: name.into(), limit });
+                    }
+                    // The worker has it already, so it ends when it ends.
+                    deadline = None;
                 }
                 Err(RecvTimeoutError::Timeout) => {}
             }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use spinwake::cpu::{CoreChoice, CpuSet, Topology, choose};
+use spinwake::sys::sched;
 use spinwake::wait::{EngineConfig, Source, State, Target, WaitPolicy};
 use spinwake::worker::{CallError, Task, Worker, WorkerConfig};
 
@@ -99,6 +100,16 @@ fn a_request_that_nobody_gets_to_is_withdrawn() {
     assert_eq!(called.unwrap_err(), CallError::TimedOut { name: "test".into(), limit });
     worker.call(LONG, |_| ()).unwrap();
     assert!(!ran.load(Ordering::SeqCst), "it ran after it was withdrawn");
+}
+
+#[test]
+fn a_caller_whose_request_takes_longer_than_its_limit_sleeps_meanwhile() {
+    let worker = spawn(EngineConfig::new(WaitPolicy::Poll), Taker::new(Vec::new()));
+    let before = sched::thread_cpu_time();
+    worker.call(Duration::from_millis(1), |_| std::thread::sleep(Duration::from_millis(500))).unwrap();
+    let used = sched::thread_cpu_time() - before;
+    assert!(used < Duration::from_millis(50), "{used:?}");
+    worker.stop().unwrap();
 }
 
 #[test]
