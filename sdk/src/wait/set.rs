@@ -106,7 +106,7 @@ impl SourceSet {
             // It was added, and is open: there is nothing that could fail.
             let _ = event.fd().and_then(|fd| self.epoll.remove(fd));
         }
-        let known = std::mem::take(&mut self.wakes);
+        let mut known = std::mem::take(&mut self.wakes);
         (self.parts, self.deaf) = (Vec::new(), Vec::new());
         (self.has_fds, self.needs_heavy_fence) = (false, false);
         let mut failed = None;
@@ -115,10 +115,11 @@ impl SourceSet {
                 failed = self.add(source.label(), source.wake()).err();
             }
         });
-        // Those that stay keep their count.
+        // Those that stay keep their count; of several that have one name, each keeps one.
         for source in &mut self.wakes {
-            if let Some(same) = known.iter().find(|known| known.label == source.label && known.how == source.how) {
-                *source = same.clone();
+            let is_same = |known: &Arc<SourceWakes>| known.label == source.label && known.how == source.how;
+            if let Some(at) = known.iter().position(is_same) {
+                *source = known.remove(at);
             }
         }
         self.ready = Events::new(self.events.len().max(1));

@@ -269,6 +269,22 @@ fn what_fired_before_its_source_came_is_no_wake_up() {
 }
 
 #[test]
+fn sources_of_one_name_keep_a_count_each() {
+    let (mut a, mut b) = (Device::new(), Device::new());
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut a, &mut b]);
+    let before = engine.counters().sources();
+    engine
+        .refresh(&mut |each| {
+            each(&mut a);
+            each(&mut b);
+        })
+        .unwrap();
+    let after = engine.counters().sources();
+    assert!(before.iter().zip(&after).all(|(before, after)| Arc::ptr_eq(before, after)));
+    assert!(!Arc::ptr_eq(&after[0], &after[1]));
+}
+
+#[test]
 fn it_tells_how_each_source_wakes() {
     let mut device = Device::new();
     let mut timer = Timer::new("tick");
