@@ -339,7 +339,7 @@ impl Engine {
         self.counters.set_state(State::Relax);
         let until = until.min(from.saturating_add(self.clock.ns_to_ticks(RELAX_NS)));
         let mut now = from;
-        while now < until && !look(each).work {
+        while now < until && !look(each) {
             self.rest(now, until, each);
             now = self.clock.now();
         }

@@ -1,5 +1,6 @@
 //! One engine and its sources.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -7,9 +8,12 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use spinwake::clock::Clock;
 use spinwake::sys::event::wait_readable;
 use spinwake::sys::sched;
-use spinwake::wait::{Engine, EngineConfig, EngineError, FdSource, Source, Target, Timer, WaitCounters, WaitPolicy};
+use spinwake::wait::{
+    Engine, EngineConfig, EngineError, FdSource, Source, Target, Timer, WaitCounters, WaitPolicy, Wake,
+};
 
 use crate::rig::{Device, LONG, Shared, engine, idle_until_work, patient, until};
 
@@ -282,6 +286,44 @@ fn sources_of_one_name_keep_a_count_each() {
     let after = engine.counters().sources();
     assert!(before.iter().zip(&after).all(|(before, after)| Arc::ptr_eq(before, after)));
     assert!(!Arc::ptr_eq(&after[0], &after[1]));
+}
+
+/// Counts how often it is asked how it wakes.
+struct Asked {
+    device: Device,
+    times: Cell<usize>,
+}
+
+impl Source for Asked {
+    fn label(&self) -> String {
+        self.device.label()
+    }
+    fn pending(&self) -> bool {
+        self.device.pending()
+    }
+    fn arm(&mut self) {
+        self.device.arm();
+    }
+    fn disarm(&mut self) {
+        self.device.disarm();
+    }
+    fn wake(&self) -> Wake {
+        self.times.set(self.times.get() + 1);
+        self.device.wake()
+    }
+}
+
+#[test]
+fn how_a_source_wakes_is_asked_when_sources_change_and_not_when_it_has_work() {
+    let mut source = Asked { device: Device::new(), times: Cell::new(0) };
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut source]);
+    for _ in 0..10 {
+        source.device.shared.put();
+        engine.idle(Clock::get().now(), &mut |each| each(&mut source));
+        source.device.take();
+    }
+    assert_eq!(engine.counters().turned_back.get(), 10);
+    assert_eq!(source.times.get(), 1);
 }
 
 #[test]

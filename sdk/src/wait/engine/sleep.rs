@@ -8,24 +8,19 @@ use crate::wait::counters::State;
 use crate::wait::set::Part;
 use crate::wait::{EachSource, Steps, Wake, after_arming};
 
-/// What a look at every source found.
+/// What a look after a sleep found.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Look {
-    pub(super) work: bool,
+struct Look {
+    work: bool,
     /// Of the work, something was due by its deadline.
     due: bool,
 }
 
-/// Looks at every source.
-pub(super) fn look(each: EachSource<'_>) -> Look {
-    let mut found = Look::default();
-    each(&mut |source| {
-        if source.pending() {
-            found.work = true;
-            found.due |= matches!(source.wake(), Wake::At(_));
-        }
-    });
-    found
+/// Whether any source has work. Once one has, the others are not asked: that may cost a read across the bus.
+pub(super) fn look(each: EachSource<'_>) -> bool {
+    let mut work = false;
+    each(&mut |source| work = work || source.pending());
+    work
 }
 
 /// One park of an engine over its sources.
@@ -55,7 +50,7 @@ impl<'a, 'b> Sleep<'a, 'b> {
         self.engine.counters.set_state(State::Arm);
         self.note_latency(parked, woken);
         self.engine.tell_fired(woken, self.each);
-        let mut found = look(self.each);
+        let mut found = self.look_back();
         if woken == Woken::TimedOut && found.work && !found.due {
             // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not come
             // either way is lost.
@@ -66,13 +61,25 @@ impl<'a, 'b> Sleep<'a, 'b> {
             self.engine.note_away(waited);
             self.engine.counters.set_state(State::Arm);
             self.engine.tell_fired(woken, self.each);
-            found = look(self.each);
+            found = self.look_back();
         }
         self.count(woken, found);
         if let (true, Some(gap)) = (found.work, &mut self.engine.gap) {
             gap.slept = Some(Slept { from: parked.from, until: back });
         }
         self.engine.woken_at = back;
+    }
+
+    /// Looks at every source, and at what kind of work there is.
+    fn look_back(&mut self) -> Look {
+        let (set, mut found) = (&self.engine.set, Look::default());
+        visit(self.each, &mut |index, source| {
+            if source.pending() {
+                found.work = true;
+                found.due |= set.part(index) == Part::Deadline;
+            }
+        });
+        found
     }
 
     /// Takes note of how long the wake-up took, where that is known.
@@ -139,7 +146,7 @@ impl Steps for Sleep<'_, '_> {
     }
 
     fn look(&mut self) -> bool {
-        let found = look(self.each).work;
+        let found = look(self.each);
         let took = self.lap();
         self.engine.counters.arm_ticks.add(took);
         if found {
