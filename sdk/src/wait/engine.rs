@@ -201,13 +201,15 @@ impl Engine {
 }
 
 impl Engine {
-    /// Takes in the sources that `each` visits now: to be called after they have changed.
+    /// Takes in the sources that `each` visits now: to be called after they have changed. What [`prepare`](Self::prepare) began
+    /// is called off.
     ///
     /// # Errors
     ///
     /// When a source does not fit the policy; the engine then polls, until it is refreshed with sources that do.
     pub fn refresh(&mut self, each: EachSource<'_>) -> Result<(), EngineError> {
         self.gap = None;
+        self.call_off(each);
         let refreshed = self.set.refresh(each);
         self.counters.set_sources(self.set.wakes().to_vec());
         self.sleepless = refreshed.is_err() || !self.set.deaf().is_empty();
@@ -265,11 +267,20 @@ impl Engine {
     }
 
     /// Asks every source to wake the engine's descriptor, and looks at them again. `None`: there is work, go on. Else how long the caller
-    /// may block until it calls [`resume`](Self::resume).
+    /// may block until it calls [`resume`](Self::resume): not at all where a source cannot wake it, or the policy is never to sleep.
     ///
     /// `each` as with [`idle`](Self::idle).
     pub fn prepare(&mut self, each: EachSource<'_>) -> Option<Duration> {
         let now = self.clock.now();
+        self.call_off(each);
+        if self.set.has_fds() {
+            // One that was left unread fires no more, which a loop that watches for edges would wait for. Before arming: what a
+            // device fires is taken, too.
+            self.glance(now, each);
+        }
+        if self.sleepless || matches!(self.rule, Rule::Poll) {
+            return (!look(each)).then_some(Duration::ZERO);
+        }
         if prepare(&mut Sleep::new(self, now, each)) {
             return None;
         }
@@ -292,6 +303,14 @@ impl Engine {
     /// What it has done, for any thread to read.
     pub fn counters(&self) -> &Arc<WaitCounters> {
         &self.counters
+    }
+
+    /// Calls off the sleep that was prepared and not resumed, if there is one.
+    fn call_off(&mut self, each: EachSource<'_>) {
+        if self.parked.take().is_some() {
+            each(&mut |source| source.disarm());
+            self.counters.set_state(State::Poll);
+        }
     }
 
     fn begin_gap(&mut self, now: u64) -> Gap {

@@ -1,13 +1,16 @@
 //! An engine inside an event loop of somebody else's: epoll, mio, tokio.
 
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::fd::AsRawFd;
+use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
-use spinwake::wait::{Engine, WaitPolicy};
+use spinwake::sys::event::wait_readable;
+use spinwake::wait::{Engine, EngineConfig, FdSource, Source, Target, WaitPolicy};
 use tokio::io::unix::AsyncFd;
 
 use crate::rig::{Device, LONG, engine, patient, until};
@@ -90,4 +93,68 @@ fn it_fits_tokio() {
         producer.join().unwrap();
         assert_eq!(engine.counters().rescues.get(), 0);
     });
+}
+
+#[test]
+fn what_is_left_unread_is_found_again_by_a_loop_that_watches_for_edges() {
+    let (mut ours, theirs) = UnixStream::pair().unwrap();
+    let mut source = FdSource::new("socket", &theirs).unwrap();
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut source]);
+    let mut poll = Poll::new().unwrap();
+    let mut events = Events::with_capacity(4);
+    poll.registry().register(&mut SourceFd(&engine.as_fd().as_raw_fd()), Token(7), Interest::READABLE).unwrap();
+    assert!(engine.prepare(&mut |each| each(&mut source)).is_some());
+    ours.write_all(&[1, 2]).unwrap();
+    poll.poll(&mut events, Some(LONG)).unwrap();
+    engine.resume(&mut |each| each(&mut source));
+    assert!(source.take_readable());
+    (&theirs).read_exact(&mut [0]).unwrap();
+    // Nothing fires for the second byte.
+    poll.poll(&mut events, Some(Duration::from_millis(1))).unwrap();
+    assert!(events.is_empty());
+    assert_eq!(engine.prepare(&mut |each| each(&mut source)), None);
+    assert!(source.take_readable());
+    (&theirs).read_exact(&mut [0]).unwrap();
+    assert!(engine.prepare(&mut |each| each(&mut source)).is_some());
+}
+
+#[test]
+fn an_engine_that_must_not_sleep_has_its_loop_look_and_no_more() {
+    for policy in [WaitPolicy::Poll, WaitPolicy::Adaptive(Target::None)] {
+        let mut device = Device { can_wake: false, ..Device::new() };
+        let mut engine = engine(EngineConfig::new(policy), &mut [&mut device]);
+        for _ in 0..3 {
+            assert_eq!(engine.prepare(&mut |each| each(&mut device)), Some(Duration::ZERO));
+            assert!(!device.shared.is_armed());
+            device.shared.put_silently();
+            engine.resume(&mut |each| each(&mut device));
+            assert_eq!(engine.prepare(&mut |each| each(&mut device)), None);
+            device.take();
+        }
+        let counters = engine.counters();
+        assert_eq!((counters.parks.get(), counters.rescues.get()), (0, 0));
+    }
+}
+
+#[test]
+fn a_sleep_that_was_prepared_is_called_off_by_the_next_and_by_other_sources() {
+    let (mut device, mut other) = (Device::new(), Device::new());
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut device]);
+    assert!(engine.prepare(&mut |each| each(&mut device)).is_some());
+    device.shared.put();
+    assert!(wait_readable(engine.as_fd(), LONG).unwrap());
+    assert_eq!(engine.prepare(&mut |each| each(&mut device)), None);
+    engine.resume(&mut |each| each(&mut device));
+    assert_eq!(engine.counters().parks.get(), 0, "there was nothing to resume");
+
+    device.take();
+    assert!(engine.prepare(&mut |each| each(&mut device)).is_some());
+    let mut both = |each: &mut dyn FnMut(&mut dyn Source)| {
+        each(&mut device);
+        each(&mut other);
+    };
+    engine.refresh(&mut both).unwrap();
+    engine.resume(&mut both);
+    assert!(!device.shared.is_armed());
+    assert_eq!(engine.counters().parks.get(), 0);
 }
