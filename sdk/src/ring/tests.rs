@@ -1,13 +1,19 @@
 //! What both kinds of ring promise, on one thread against a model and on several for real.
 
 use std::collections::VecDeque;
+use std::hint;
+use std::os::fd::AsFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use arrayvec::ArrayVec;
 use proptest::prelude::*;
 
 use super::{CreateError, mpmc, spsc};
+use crate::sys::epoll::{Epoll, Events, Trigger, Woken};
+use crate::wait::{Parked, Source, Steps, Wake, Waker, after_arming, park};
 
 /// Items that pass through a ring in the threaded tests.
 const ITEMS: u64 = if cfg!(miri) { 300 } else { 200_000 };
@@ -257,4 +263,170 @@ fn mpmc_hands_each_item_to_one_consumer_in_its_producer_s_order() {
         all.sort_unstable();
         assert!(all.into_iter().eq(0..ITEMS), "each item of producer {id} exactly once");
     }
+}
+
+#[test]
+fn a_ring_that_nobody_waits_for_has_no_eventfd_and_one_that_somebody_does_has_a_name() {
+    let (_producer, consumer) = spsc::ring::<u8>(4).unwrap();
+    assert_eq!(consumer.label(), "ring of 4");
+    let consumer = consumer.named("from worker 1");
+    assert_eq!(consumer.label(), "from worker 1");
+    assert!(matches!(consumer.wake(), Wake::Waker(_)));
+
+    let (_producer, consumer) = mpmc::ring::<u8>(4).unwrap();
+    let consumer = consumer.named("to all");
+    let other = consumer.clone();
+    assert_eq!(other.label(), "to all");
+    let (Wake::Waker(one), Wake::Waker(two)) = (consumer.wake(), other.wake()) else { panic!("no waker") };
+    assert!(Arc::ptr_eq(&one, &two));
+}
+
+#[test]
+fn closing_is_work_once_and_only_for_an_armed_consumer() {
+    let (producer, mut consumer) = spsc::ring::<u8>(4).unwrap();
+    consumer.arm();
+    assert!(!consumer.pending());
+    drop(producer);
+    assert!(consumer.pending());
+    consumer.disarm();
+    assert!(!consumer.pending());
+    consumer.arm();
+    assert!(!consumer.pending(), "it would never sleep again");
+
+    let (first, mut consumer) = mpmc::ring::<u8>(4).unwrap();
+    let second = first.clone();
+    consumer.arm();
+    drop(first);
+    assert!(!consumer.pending());
+    drop(second);
+    assert!(consumer.pending());
+    consumer.disarm();
+    consumer.arm();
+    assert!(!consumer.pending());
+}
+
+/// Far longer than any sleep here lasts if no wake-up is lost.
+const LONG: Duration = Duration::from_secs(30);
+/// Sleeps in a stress test, as far as they fit into the time.
+const SLEEPS: u64 = 200_000;
+const STRESS: Duration = Duration::from_secs(4);
+
+/// Parks a thread on one consumer, as the wait engine would.
+struct Sleeper<'a, C> {
+    consumer: &'a mut C,
+    waker: Arc<Waker>,
+    epoll: Epoll,
+    events: Events,
+}
+
+impl<'a, C: Source> Sleeper<'a, C> {
+    fn new(consumer: &'a mut C) -> Self {
+        let Wake::Waker(waker) = consumer.wake() else { panic!("{} has no waker", consumer.label()) };
+        let epoll = Epoll::new().unwrap();
+        epoll.add(waker.vector().unwrap().as_fd(), 0, Trigger::Edge).unwrap();
+        Self { consumer, waker, epoll, events: Events::new(1) }
+    }
+}
+
+impl<C: Source> Steps for Sleeper<'_, C> {
+    fn arm(&mut self) {
+        self.consumer.arm();
+    }
+    fn fence(&mut self) {
+        after_arming(self.waker.needs_heavy_fence());
+    }
+    fn look(&mut self) -> bool {
+        self.consumer.pending()
+    }
+    fn block(&mut self) -> bool {
+        self.epoll.wait(&mut self.events, LONG).unwrap() != Woken::TimedOut
+    }
+    fn disarm(&mut self) {
+        self.consumer.disarm();
+    }
+}
+
+/// Sleeps until its ring is closed and empty. `pop` empties it. Returns how often it was woken.
+fn sleep_until_closed<C: Source>(consumer: &mut C, mut pop: impl FnMut(&mut C) -> bool) -> u64 {
+    let mut sleeper = Sleeper::new(consumer);
+    let mut woken = 0;
+    while !pop(sleeper.consumer) {
+        match park(&mut sleeper) {
+            Parked::FoundWork => {}
+            Parked::Woken => woken += 1,
+            Parked::TimedOut => panic!("it slept for {LONG:?}: a wake-up was lost"),
+        }
+    }
+    woken
+}
+
+/// Pushes numbers, each once what `taken` counts says that all before it have been taken, at moments all around that at
+/// which a consumer goes to sleep. Returns how many.
+fn push_one_by_one(taken: &AtomicU64, mut push: impl FnMut(u64)) -> u64 {
+    let begin = Instant::now();
+    let mut random = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut number = 0;
+    while number < SLEEPS && begin.elapsed() < STRESS {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        for _ in 0..random % 1024 {
+            hint::spin_loop();
+        }
+        push(number);
+        number += 1;
+        let pushed = Instant::now();
+        while taken.load(Ordering::Acquire) < number {
+            assert!(pushed.elapsed() < 2 * LONG, "number {number} was not taken");
+            thread::yield_now();
+        }
+    }
+    number
+}
+
+#[test]
+fn no_push_is_slept_through() {
+    let (mut producer, mut consumer) = spsc::ring(4).unwrap();
+    let taken = &AtomicU64::new(0);
+    thread::scope(|scope| {
+        let pushing = scope.spawn(move || push_one_by_one(taken, |number| producer.push(number).unwrap()));
+        let woken = sleep_until_closed(&mut consumer, |consumer| {
+            let closed = consumer.is_closed();
+            while let Some(number) = consumer.pop() {
+                assert_eq!(number, taken.fetch_add(1, Ordering::Release));
+            }
+            closed
+        });
+        let pushed = pushing.join().unwrap();
+        assert_eq!(pushed, taken.load(Ordering::Relaxed));
+        assert!(woken > 0, "of {pushed} numbers, none came when the consumer slept");
+    });
+}
+
+#[test]
+fn no_push_of_two_producers_is_slept_through_by_two_consumers() {
+    let (producer, consumer) = mpmc::ring(4).unwrap();
+    let taken: &[AtomicU64; 2] = &Default::default();
+    thread::scope(|scope| {
+        let pushing = [(0, producer.clone()), (1, producer)]
+            .map(|(me, mut producer)| scope.spawn(move || push_one_by_one(&taken[me], |_| producer.push(me).unwrap())));
+        let sleeping = [consumer.clone(), consumer].map(|mut consumer| {
+            scope.spawn(move || {
+                sleep_until_closed(&mut consumer, |consumer| {
+                    let closed = consumer.is_closed();
+                    while let Some(me) = consumer.pop() {
+                        taken[me].fetch_add(1, Ordering::Release);
+                    }
+                    closed
+                })
+            })
+        });
+        let pushed = pushing.map(|thread| thread.join().unwrap());
+        let woken = sleeping.map(|thread| thread.join().unwrap());
+        assert_eq!(pushed, taken.each_ref().map(|taken| taken.load(Ordering::Relaxed)));
+        assert!(
+            woken.iter().all(|&woken| woken > 0),
+            "of {pushed:?} numbers, few came when a consumer slept: {woken:?}"
+        );
+    });
 }
