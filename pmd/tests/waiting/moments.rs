@@ -23,8 +23,6 @@ const FAULTS: [Fault; 4] = [Fault::IrqLost, Fault::IrqLate, Fault::IrqDuplicate,
 const FRAMES: u64 = 500;
 /// Spurious interrupts in silence, where each ends a sleep.
 const IN_SILENCE: u64 = 5;
-/// The grace of sleeps where no interrupt is dropped.
-const PATIENT: Duration = Duration::from_secs(20);
 /// What a machine may add to a wait beside the time that its threads wait for a core: a virtual one stands still at times.
 const STALL: Duration = Duration::from_secs(2);
 
@@ -63,16 +61,17 @@ impl Episode {
     }
 
     /// Limit and grace of its sleeps. The grace is what tells a wake-up that is lost from one that only waits because the thread which
-    /// plays the NIC does: the longer, the surer; but each interrupt that is dropped costs as much.
+    /// plays the NIC does: the longer, the surer. But a closed loop gives a frame up after a second, and the next one may wake whom the
+    /// former did not: what is lost must be a rescue before. And each interrupt that is dropped costs limit and grace.
     fn wait(self) -> EngineConfig {
-        let ms = Duration::from_millis;
-        let (sleep_limit, grace) = match self.fault {
-            Some(Fault::IrqLost) => (ms(20), ms(280)),
-            // Interrupts come late after the limit.
-            Some(Fault::IrqLate) => (ms(2), PATIENT),
-            _ => (ms(400), PATIENT),
+        let (limit_ms, grace_ms) = match self.fault {
+            Some(Fault::IrqLost) => (20, 280),
+            // Interrupts come late after the limit, and later when the machine is busy.
+            Some(Fault::IrqLate) => (2, 20_000),
+            _ => (300, 650),
         };
-        EngineConfig { sleep_limit, grace, ..EngineConfig::new(self.policy) }
+        let ms = Duration::from_millis;
+        EngineConfig { sleep_limit: ms(limit_ms), grace: ms(grace_ms), ..EngineConfig::new(self.policy) }
     }
 
     /// From when gaps count and how long they are, in nanoseconds, in the `n`th closed loop.
@@ -157,7 +156,7 @@ impl Episode {
         assert_eq!(drops.all(), faults.made(Fault::IrqLost), "a drop that nobody was armed for: {facts}");
         assert_eq!(sleeps.rescues, drops.slept_on, "{facts}");
         if self.fault.is_none() {
-            // The frame after one that was given up could wake a worker that sleeps on it: a lost wake-up, and no rescue.
+            // If the worker was too late to count a rescue, the frame after the one that was given up has hidden it.
             assert!(overdue == 0 || given_up == 0, "{facts}");
         }
         if let Some(Fault::IrqDuplicate | Fault::IrqSpurious) = self.fault {

@@ -100,8 +100,8 @@ impl Rig {
     }
 
     /// Waits until every frame that was sent has come back, stops everything, and sees that each was sent back once, unharmed,
-    /// and that no buffer is missing. Returns what became of dropped interrupts, how many interrupts came after a sleep's limit, and the
-    /// last report.
+    /// and that no buffer is missing. Returns what became of dropped interrupts, how many sleeps went on with work there until an
+    /// interrupt came, and the last report.
     #[track_caller]
     pub(crate) fn stop(mut self) -> (Drops, u64, GeneratorReport) {
         await_that("every frame is back", &self, || {

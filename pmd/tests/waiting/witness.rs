@@ -67,7 +67,7 @@ pub(crate) struct Witness {
     fired: bool,
     dropped_before: u64,
     pub(crate) drops: Drops,
-    /// Sleeps that an interrupt ended only after their limit, with work there.
+    /// Sleeps that went on with work there, until an interrupt came.
     pub(crate) overdue: u64,
 }
 
@@ -116,7 +116,8 @@ impl Source for Witness {
         let dropped = self.dropped() - self.dropped_before;
         let Drops { slept_on, turned_back, woken_otherwise, after_sleep } = &mut self.drops;
         let phase = self.phase.replace(Phase::Off);
-        self.overdue += u64::from(self.fired && phase == Phase::Awake { work: true, fired: false });
+        let seen_before = matches!(phase, Phase::TurnedBack | Phase::Awake { work: true, fired: false });
+        self.overdue += u64::from(self.fired && seen_before);
         let count = match phase {
             Phase::Awake { work: true, .. } if self.fired => woken_otherwise,
             Phase::Awake { work: true, .. } => slept_on,
