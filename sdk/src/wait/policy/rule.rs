@@ -19,9 +19,9 @@ const RACE_MEMORY: f64 = 128.0;
 const QUICK_WINS: f64 = 0.93;
 /// No spin time is longer than this many sleeps: what it would still catch costs more than it saves.
 const LONGEST_SLEEPS: f64 = 8.0;
-/// How much dearer than the best the deterministic rule's choice may look and still be taken, being the one that goes
-/// least wrong when traffic changes.
-const NEAR_TIE: f64 = 0.003;
+/// How much dearer than the best a longer spin time may look and still be taken. The cost of a sleep counts one frame's delay, and
+/// frames that come close together are all delayed; so where the costs are about equal, looking on is better.
+const NEAR_TIE: f64 = 0.01;
 /// The best spin time is found anew after this many gaps,
 const REVIEW_GAPS: u32 = 192;
 /// of which one that was slept in counts as many as this.
@@ -141,26 +141,36 @@ impl Learner {
     }
 }
 
-/// The spin time with the least expected cost over `gaps`, when a sleep costs `sleep`.
+/// The spin time with the least expected cost over `gaps`, when a sleep costs `sleep`; of those that cost about as little, the
+/// longest, since it delays the fewest frames.
 fn cheapest(gaps: &GapHistogram, sleep: f64) -> f64 {
     let expected = |spin: f64, share: f64, mean_ns: f64| mean_ns + (1.0 - share) * (spin + sleep);
-    let mut best = (sleep, 0.0);
-    // The deterministic rule's cost: what is known just before the first spin time beyond it.
-    let mut deterministic = expected(sleep, 0.0, 0.0);
+    let longest = LONGEST_SLEEPS * sleep;
+    let (mut least, mut chosen) = (sleep, 0.0);
+    // Whatever is longer than the least so far and costs about as little is chosen; a new least is longer than all before.
+    let mut consider = |spin: f64, share: f64, mean_ns: f64| {
+        let cost = expected(spin, share, mean_ns);
+        if cost <= least * (1.0 + NEAR_TIE) {
+            chosen = spin;
+        }
+        least = least.min(cost);
+    };
+    let (mut share, mut mean_ns) = (0.0, 0.0);
+    // The deterministic rule's is one of them, caught gaps or not.
+    let mut others = [sleep, longest].into_iter().peekable();
     for caught in gaps.spins() {
         let spin = caught.spin_ns as f64;
-        if spin > LONGEST_SLEEPS * sleep {
+        while let Some(other) = others.next_if(|other| *other < spin) {
+            consider(other, share, mean_ns);
+        }
+        if spin > longest {
             break;
         }
-        let cost = expected(spin, caught.share, caught.mean_ns);
-        if cost < best.0 {
-            best = (cost, spin);
-        }
-        if spin <= sleep {
-            deterministic = expected(sleep, caught.share, caught.mean_ns);
-        }
+        (share, mean_ns) = (caught.share, caught.mean_ns);
+        consider(spin, share, mean_ns);
     }
-    if deterministic <= best.0 * (1.0 + NEAR_TIE) { sleep } else { best.1 }
+    others.for_each(|other| consider(other, share, mean_ns));
+    chosen
 }
 
 /// The longest spin time whose processor time is expected to stay within `share` of the gaps, when a sleep takes `cpu` of it;
