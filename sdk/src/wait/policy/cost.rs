@@ -46,6 +46,19 @@ impl LiveCost {
         self.p99.add(latency_ns);
     }
 
+    /// Sleeps took this much processor time each, of late.
+    pub(super) fn cpu_measured(&mut self, cpu_ns: u64) {
+        // However far off, it moves the estimate by a quarter at most.
+        let measured = cpu_ns.clamp(self.cpu_ns / 2, self.cpu_ns.saturating_mul(3) / 2);
+        self.cpu_ns = (self.cpu_ns / 2 + measured / 2).max(LEAST_NS as u64);
+    }
+
+    /// Processor time of one sleep.
+    #[inline]
+    pub(super) fn cpu_ns(&self) -> u64 {
+        self.cpu_ns
+    }
+
     pub(super) fn get(&self) -> WakeCost {
         let latency_ns = self.median.at_ns as u64;
         WakeCost { latency_ns, latency_p99_ns: (self.p99.at_ns as u64).max(latency_ns), cpu_ns: self.cpu_ns }
@@ -94,6 +107,21 @@ mod tests {
         assert!((7_000..8_000).contains(&now.latency_ns), "{now:?}");
         assert!((9_000..11_500).contains(&now.latency_p99_ns), "{now:?}");
         assert_eq!(now.cpu_ns, COST.cpu_ns);
+    }
+
+    #[test]
+    fn processor_time_follows_what_is_measured() {
+        for cpu_ns in [0, 1_200, 25_000, u64::MAX / 4] {
+            let mut cost = LiveCost::new(COST);
+            let mut before = COST.cpu_ns;
+            for _ in 0..100 {
+                cost.cpu_measured(cpu_ns);
+                assert!(cost.cpu_ns().abs_diff(before) <= before / 4 + 2);
+                before = cost.cpu_ns();
+            }
+            let expected = cpu_ns.max(LEAST_NS as u64);
+            assert!(cost.cpu_ns().abs_diff(expected) <= expected / 100 || cpu_ns > 1 << 40, "{cost:?}");
+        }
     }
 
     #[test]

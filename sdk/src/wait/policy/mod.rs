@@ -59,8 +59,18 @@ pub struct Adaptive {
     cost: LiveCost,
     rule: Rule,
     mode: Mode,
+    unaudited: Unaudited,
     spin_ns: u64,
     hold_ns: u64,
+}
+
+/// What was reckoned with since the kernel's account was last looked at.
+#[derive(Debug, Clone, Copy, Default)]
+struct Unaudited {
+    looked_ns: u64,
+    sleeps: u64,
+    /// Looking and sleeps together, as they were put down.
+    spent_ns: u64,
 }
 
 /// What the policy keeps to.
@@ -115,6 +125,8 @@ impl Idle {
 const REVIEW_GAPS: u32 = 64;
 /// Of those, one that was slept in counts as many as this.
 const SLEPT_COUNTS: u32 = 16;
+/// By how many times their distance wake-ups are kept further apart for the sake of a debt, at most.
+const DEBT_SPACINGS: u64 = 3;
 /// How much more than the share sleeps may be expected to take before wake-ups are no longer held back: once they are, gaps
 /// look longer than they are.
 const HOLD_MARGIN: f64 = 1.02;
@@ -138,8 +150,14 @@ impl Adaptive {
                 Mode::Cpu(Allowance::new(share), Looking { spin_ns: Some(0), until_review: 1 })
             }
         };
-        let mut policy =
-            Self { rule: Rule::new(sleep_ns(&mode, cost)), cost: LiveCost::new(cost), mode, spin_ns: 0, hold_ns: 0 };
+        let mut policy = Self {
+            rule: Rule::new(sleep_ns(&mode, cost)),
+            cost: LiveCost::new(cost),
+            mode,
+            unaudited: Unaudited::default(),
+            spin_ns: 0,
+            hold_ns: 0,
+        };
         policy.decide();
         policy
     }
@@ -161,12 +179,13 @@ impl Adaptive {
     #[inline]
     pub fn learn(&mut self, idle: Idle) {
         self.rule.learn(idle.gap_ns, idle.sleeps > 0);
+        let cpu_ns = self.cost.cpu_ns();
+        let spent_ns = idle.looked_ns.saturating_add(cpu_ns.saturating_mul(idle.sleeps.into()));
+        self.unaudited.add(idle, spent_ns);
         match &mut self.mode {
             Mode::Least => {}
             Mode::Wake(promise, _) => promise.idle(idle.idle_ns),
             Mode::Cpu(allowance, looking) => {
-                let cpu_ns = self.cost.get().cpu_ns;
-                let spent_ns = idle.looked_ns.saturating_add(cpu_ns.saturating_mul(idle.sleeps.into()));
                 allowance.settle(idle.idle_ns, spent_ns);
                 looking.learn(self.rule.gaps(), allowance, cpu_ns, idle.sleeps > 0);
             }
@@ -183,6 +202,23 @@ impl Adaptive {
             promise.measured(latency_ns);
             self.decide();
         }
+    }
+
+    /// The kernel has accounted for this much processor time in the gaps that were learned since the last call. To be called now and
+    /// then: it keeps [`cost`](Self::cost) current; and for [`Target::Cpu`], what is kept is then a share by that account.
+    pub fn on_cpu_time(&mut self, spent_ns: u64) {
+        let reckoned = std::mem::take(&mut self.unaudited);
+        // Where looking is most of it, what is left for the sleeps says little.
+        if let Some(per_sleep_ns) = spent_ns.saturating_sub(reckoned.looked_ns).checked_div(reckoned.sleeps)
+            && reckoned.spent_ns >= reckoned.looked_ns.saturating_mul(2)
+        {
+            self.cost.cpu_measured(per_sleep_ns);
+            self.rule.set_sleep_ns(sleep_ns(&self.mode, self.cost.get()));
+        }
+        if let Mode::Cpu(allowance, _) = &mut self.mode {
+            allowance.correct(reckoned.spent_ns as f64 - spent_ns as f64);
+        }
+        self.decide();
     }
 
     /// What a wake-up costs, by the latest measurements.
@@ -233,7 +269,7 @@ impl Adaptive {
         match &self.mode {
             Mode::Least => Target::None,
             Mode::Wake(promise, _) => Target::Wake { latency: Duration::from_nanos(promise.limit_ns()) },
-            Mode::Cpu(allowance, _) => Target::Cpu { share: allowance.share() },
+            Mode::Cpu(allowance, _) => Target::Cpu { share: allowance.asked() },
         }
     }
 
@@ -244,9 +280,18 @@ impl Adaptive {
             Mode::Least => (self.rule.spin_ns(), 0),
             Mode::Wake(promise, Feasible::Yes) if promise.may_sleep() => (self.rule.spin_ns(), 0),
             Mode::Wake(..) => (u64::MAX, 0),
-            Mode::Cpu(allowance, _) if allowance.share() >= 1.0 => (u64::MAX, 0),
+            Mode::Cpu(allowance, _) if allowance.asked() >= 1.0 => (u64::MAX, 0),
             Mode::Cpu(allowance, looking) => looking.decide(allowance, self.rule.spin_ns(), self.cost.get().cpu_ns),
         };
+    }
+}
+
+impl Unaudited {
+    #[inline]
+    fn add(&mut self, idle: Idle, spent_ns: u64) {
+        self.looked_ns = self.looked_ns.saturating_add(idle.looked_ns);
+        self.sleeps += u64::from(idle.sleeps);
+        self.spent_ns = self.spent_ns.saturating_add(spent_ns);
     }
 }
 
@@ -269,8 +314,13 @@ impl Looking {
             _ if allowance.permits(cheap_ns, cpu_ns) => cheap_ns,
             _ => 0,
         };
-        let debt_ns = allowance.debt_ns();
-        let hold_ns = if self.spin_ns.is_none() || debt_ns > 0 { allowance.spacing_ns(cpu_ns) + debt_ns } else { 0 };
+        let (debt_ns, spacing_ns) = (allowance.debt_ns(), allowance.spacing_ns(cpu_ns));
+        let hold_ns = if self.spin_ns.is_none() || debt_ns > 0 {
+            // A debt is paid bit by bit: whoever waits for a frame shall not pay for all of it at once.
+            spacing_ns + debt_ns.min(spacing_ns.saturating_mul(DEBT_SPACINGS))
+        } else {
+            0
+        };
         (spin_ns, hold_ns)
     }
 }

@@ -92,6 +92,8 @@ impl Promise {
 
 /// Unspent processor time that is remembered at most, in nanoseconds: what a burst after a long silence may use up.
 const SAVED_NS: f64 = 20e6;
+/// What is aimed at, of the share that was asked for: less, so that what was saved up carries no minute over it.
+const AIM: f64 = 0.99;
 /// How much of it is kept for looking that pays: the rest may go into looking that only shortens latency.
 const RESERVE_NS: f64 = 10e6;
 
@@ -102,16 +104,24 @@ const RESERVE_NS: f64 = 10e6;
 /// paid. So in any stretch of time what was spent exceeds the share by at most 20 ms, and from the start by a few sleeps.
 #[derive(Debug, Clone)]
 pub(super) struct Allowance {
+    asked: f64,
+    /// What is aimed at.
     share: f64,
     /// In nanoseconds of processor time.
     balance: f64,
 }
 
 impl Allowance {
-    pub(super) fn new(share: f64) -> Self {
-        Self { share, balance: 0.0 }
+    pub(super) fn new(asked: f64) -> Self {
+        Self { asked, share: asked * AIM, balance: 0.0 }
     }
 
+    /// The share that was asked for.
+    pub(super) fn asked(&self) -> f64 {
+        self.asked
+    }
+
+    /// The share that is aimed at.
     pub(super) fn share(&self) -> f64 {
         self.share
     }
@@ -120,6 +130,11 @@ impl Allowance {
     #[inline]
     pub(super) fn settle(&mut self, idle_ns: u64, spent_ns: u64) {
         self.balance = (self.balance + self.share * idle_ns as f64 - spent_ns as f64).min(SAVED_NS);
+    }
+
+    /// Less was spent than was settled by this much; more, where it is negative.
+    pub(super) fn correct(&mut self, ns: f64) {
+        self.balance = (self.balance + ns).min(SAVED_NS);
     }
 
     /// Whether looking this long and then sleeping could be paid for, should the work come just after it.

@@ -1,5 +1,6 @@
 //! The policy against whole traces of gaps, in virtual time.
 
+mod audits;
 mod targets;
 mod traces;
 
