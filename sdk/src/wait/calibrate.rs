@@ -19,12 +19,12 @@ const ROUNDS: usize = 400;
 /// And at least, however long they take.
 const ROUNDS_MIN: usize = 16;
 /// How long it may take.
-const TIME: Duration = Duration::from_millis(100);
+const TIME: Duration = Duration::from_millis(150);
 /// No single sleep takes longer.
 const LIMIT: Duration = Duration::from_millis(100);
-/// How long a sleep lasts before it is ended: long enough to be asleep, in steps that fit no timer's period.
-const ASLEEP: [Duration; 4] =
-    [Duration::from_micros(83), Duration::from_micros(131), Duration::from_micros(197), Duration::from_micros(251)];
+/// How long a sleep lasts before it is ended, in steps that fit no timer's period: long enough to be asleep, and now and then long
+/// enough that the core, or the hypervisor under it, sleeps more deeply.
+const ASLEEP_US: [u64; 6] = [83, 503, 131, 197, 997, 251];
 
 /// Measures what a sleep costs the calling thread on the core that it is pinned to: another thread, on another core where there
 /// is one, ends its sleeps by an eventfd, as an interrupt does.
@@ -102,7 +102,7 @@ impl Shared {
                 continue;
             }
             done = round;
-            thread::sleep(ASLEEP[round as usize % ASLEEP.len()]);
+            thread::sleep(Duration::from_micros(ASLEEP_US[round as usize % ASLEEP_US.len()]));
             self.signalled_at.store(clock.now(), Ordering::Release);
             self.vector.signal(1);
         }

@@ -6,6 +6,7 @@
 //!                   at once   pauses
 //! ```
 
+mod audit;
 mod notes;
 mod sleep;
 
@@ -14,15 +15,16 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::care::{self, Care};
 use super::counters::{State, WaitCounters};
-use super::policy::{Adaptive, Idle, WaitPolicy, WakeCost};
+use super::policy::{Adaptive, Idle, Target, WaitPolicy, WakeCost};
 use super::set::{Origin, SourceSet};
 use super::{EachSource, Source, Steps, after_arming, calibrate, park, prepare};
 use crate::clock::{Clock, ClockSource};
 use crate::sys::epoll::Woken;
 use crate::sys::relax::{Relax, RelaxKind};
 use crate::sys::sched;
-
+use audit::Audit;
 use sleep::{Sleep, look};
 
 /// How an engine shall wait.
@@ -79,7 +81,8 @@ pub enum EngineError {
     },
 }
 
-/// How long it looks for work turn by turn before it looks with pauses.
+/// How long it looks for work turn by turn before it looks with pauses, at least: as long as a wake-up takes, so that gaps which are
+/// shorter end as they do for one that polls.
 const POLL_NS: u64 = 2_000;
 /// How long it looks with pauses before the next turn.
 const RELAX_NS: u64 = 20_000;
@@ -124,6 +127,13 @@ pub struct Engine {
     moderated: bool,
     /// The longest that a device does so; `None` where none can.
     held_back: Option<Duration>,
+    /// How long it looks turn by turn.
+    poll: u64,
+    /// Time in gaps that have ended.
+    idle: u64,
+    audit: Audit,
+    /// What it holds so that wake-ups are fast.
+    care: Care,
 }
 
 /// When to sleep.
@@ -169,12 +179,17 @@ impl Engine {
         let os = |what| move |source| EngineError::Os { what, source };
         let set = SourceSet::new().map_err(os("an epoll set"))?;
         let clock = Clock::get();
-        let rule = match config.policy {
-            WaitPolicy::Poll => Rule::Poll,
-            WaitPolicy::Interrupt => Rule::Interrupt(calibrate::wake_cost().map_err(os("measuring a wake-up"))?),
+        let limit_ns = match config.policy {
+            WaitPolicy::Adaptive(Target::Wake { latency }) => u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX),
+            _ => u64::MAX,
+        };
+        let calibrated = || care::take_care(limit_ns, calibrate::wake_cost).map_err(os("measuring a wake-up"));
+        let (rule, care) = match config.policy {
+            WaitPolicy::Poll => (Rule::Poll, Care::default()),
+            WaitPolicy::Interrupt => calibrated().map(|(cost, care)| (Rule::Interrupt(cost), care))?,
             WaitPolicy::Adaptive(target) => {
-                let cost = calibrate::wake_cost().map_err(os("measuring a wake-up"))?;
-                Rule::Adaptive(Box::new(Adaptive::new(cost, target)))
+                let (cost, care) = calibrated()?;
+                (Rule::Adaptive(Box::new(Adaptive::new(cost, target))), care)
             }
         };
         let mut engine = Self {
@@ -194,8 +209,14 @@ impl Engine {
             moderation_ns: 0,
             moderated: false,
             held_back: None,
+            poll: 0,
+            idle: 0,
+            audit: Audit::default(),
+            care,
         };
         engine.refresh(each)?;
+        engine.poll = clock.ns_to_ticks(engine.latency_ns().max(POLL_NS));
+        engine.begin_audit(clock.now());
         Ok(engine)
     }
 }
@@ -250,7 +271,7 @@ impl Engine {
         if idle >= gap.spin {
             return self.park(now, each);
         }
-        if idle < self.clock.ns_to_ticks(POLL_NS) {
+        if idle < self.poll {
             return now;
         }
         self.judge(now);
@@ -321,6 +342,7 @@ impl Engine {
             Rule::Adaptive(adaptive) => adaptive.spin_ns(),
         };
         self.counters.spin_ns.set(spin_ns);
+        self.audit(now);
         let gap = Gap { since: now, spin: self.clock.ns_to_ticks(spin_ns), away: 0, sleeps: 0, slept: None };
         self.gap = Some(gap);
         gap
@@ -333,6 +355,7 @@ impl Engine {
         let came = slept.map_or(now, |slept| slept.until.saturating_sub(wake).max(slept.from));
         let ns = |ticks| self.clock.ticks_to_ns(ticks);
         let idle = now.saturating_sub(gap.since);
+        self.idle = self.idle.saturating_add(idle);
         let gap_ns = ns(came.saturating_sub(gap.since));
         self.counters.gap_ns.record(gap_ns);
         if slept.is_some_and(|slept| came.saturating_sub(slept.from) < wake) {

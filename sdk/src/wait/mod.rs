@@ -1,6 +1,7 @@
 #![doc = include_str!("waiting.md")]
 
 mod calibrate;
+mod care;
 mod counters;
 mod engine;
 mod fd;

@@ -341,3 +341,44 @@ fn it_tells_how_each_source_wakes() {
     );
     assert!(notes[3].starts_with("a wake-up takes ") && notes[3].contains(" at p99, and "), "{notes:?}");
 }
+
+#[test]
+fn a_target_out_of_reach_is_told_to_whoever_asks() {
+    let mut device = Device::new();
+    // No sleep takes less than a microsecond anywhere.
+    let target = Target::Wake { latency: Duration::from_micros(1) };
+    let engine = engine(patient(WaitPolicy::Adaptive(target)), &mut [&mut device]);
+    let verdict = engine.counters().verdict().expect("a verdict");
+    assert!(verdict.contains("wake=1us cannot be kept by sleeping"), "{verdict}");
+    let notes = engine.notes();
+    assert_eq!(notes.last(), Some(&verdict));
+    // What was tried for it, or why it could not be.
+    assert!(notes.iter().any(|note| note.contains("idle cores")), "{notes:?}");
+    assert!(engine.counters().cost_p99_ns.get() > 1_000 && engine.counters().cost_cpu_ns.get() > 0);
+}
+
+#[test]
+fn a_target_within_reach_needs_no_words() {
+    let mut device = Device::new();
+    let target = Target::Wake { latency: LONG };
+    let engine = engine(patient(WaitPolicy::Adaptive(target)), &mut [&mut device]);
+    assert_eq!(engine.counters().verdict(), None);
+    assert!(engine.notes().iter().all(|note| !note.contains("idle cores")), "{:?}", engine.notes());
+}
+
+#[test]
+fn what_a_sleep_takes_of_the_processor_is_learned_from_the_kernel() {
+    let mut timer = Timer::new("tick");
+    let mut engine = engine(patient(WaitPolicy::Adaptive(Target::None)), &mut [&mut timer]);
+    let counters = engine.counters().clone();
+    let calibrated = counters.cost_cpu_ns.get();
+    let deadline = Instant::now() + LONG;
+    // Two measurements of something in nanoseconds are never the same for long.
+    while counters.cost_cpu_ns.get() == calibrated {
+        assert!(Instant::now() < deadline, "still {calibrated} ns after {} sleeps", counters.parks.get());
+        timer.set(Duration::from_millis(2));
+        idle_until_work(&mut engine, &mut [&mut timer]);
+        timer.take_due();
+    }
+    assert!(calibrated > 0 && counters.parks.get() > 0);
+}

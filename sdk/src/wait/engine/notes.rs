@@ -37,6 +37,7 @@ impl Engine {
                 Ns(u64::try_from(ns).unwrap_or(u64::MAX))
             ),
         }));
+        notes.extend_from_slice(self.care.notes());
         notes.extend(self.verdict());
         notes
     }
