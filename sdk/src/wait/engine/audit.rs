@@ -16,14 +16,18 @@ pub(super) struct Audit {
     idle: u64,
     /// Processor time of the thread until then.
     cpu: Duration,
+    /// Sleeps until then.
+    parks: u64,
 }
 
 impl Engine {
     /// Now and then, between two gaps: tells the policy what the gaps that it has learned of took by the kernel's account. That is all
-    /// processor time but the time between gaps.
+    /// processor time but the time between gaps. A worker that did not sleep since has nothing to ask: what it took is the time that passed.
     #[inline]
     pub(super) fn audit(&mut self, now: u64) {
-        if now.saturating_sub(self.audit.at) >= self.clock.ns_to_ticks(AUDIT_NS) {
+        if now.saturating_sub(self.audit.at) >= self.clock.ns_to_ticks(AUDIT_NS)
+            && self.counters.parks.get() != self.audit.parks
+        {
             self.close_audit(now);
         }
     }
@@ -38,13 +42,14 @@ impl Engine {
             let cpu_ns = u64::try_from(cpu.as_nanos()).unwrap_or(u64::MAX);
             adaptive.on_cpu_time(cpu_ns.saturating_sub(busy_ns));
         }
-        self.audit = Audit { at: now, idle: self.idle, cpu: before.cpu + cpu };
+        self.audit = Audit { at: now, idle: self.idle, cpu: before.cpu + cpu, parks: self.counters.parks.get() };
         self.tell_cost();
     }
 
     /// Audits from now on.
     pub(super) fn begin_audit(&mut self, now: u64) {
-        self.audit = Audit { at: now, idle: self.idle, cpu: sched::thread_cpu_time() };
+        self.audit =
+            Audit { at: now, idle: self.idle, cpu: sched::thread_cpu_time(), parks: self.counters.parks.get() };
         self.tell_cost();
     }
 
