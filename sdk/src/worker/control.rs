@@ -117,11 +117,13 @@ impl<T> Control<T> {
         self.due.load(Ordering::Acquire)
     }
 
-    /// Serves all requests; returns whether the worker shall end.
+    /// Serves the requests that are there now, and leaves those that come meanwhile for after the next turn: callers that go on
+    /// and on must not keep the worker from its work. Returns whether it shall end.
     pub(super) fn serve(&self, task: &mut T) -> bool {
         // A swap, not a store: if it takes back what `stop` has just set, it has seen what `stop` stored before that.
         self.due.swap(false, Ordering::Acquire);
-        loop {
+        let now = self.requests().waiting.len();
+        for _ in 0..now {
             // The lock is not held while a request runs: it may take its time.
             let next = self.requests().waiting.pop_front();
             let Some((_, request)) = next else { break };

@@ -48,7 +48,7 @@ impl Task for Taker {
     }
 }
 
-fn spawn(config: EngineConfig, task: Taker) -> Worker<Taker> {
+fn spawn<T: Task + 'static>(config: EngineConfig, task: T) -> Worker<T> {
     let core = choose(&Topology::read(), CoreChoice::Auto, None, &CpuSet::new()).expect("some core").core;
     Worker::spawn(WorkerConfig { name: "test".into(), core, fifo: None, wait: config }, task).expect("a worker")
 }
@@ -109,6 +109,43 @@ fn a_caller_whose_request_takes_longer_than_its_limit_sleeps_meanwhile() {
     worker.call(Duration::from_millis(1), |_| std::thread::sleep(Duration::from_millis(500))).unwrap();
     let used = sched::thread_cpu_time() - before;
     assert!(used < Duration::from_millis(50), "{used:?}");
+    worker.stop().unwrap();
+}
+
+/// Counts its turns.
+struct Turns(usize);
+
+impl Task for Turns {
+    fn turn(&mut self) -> usize {
+        self.0 += 1;
+        0
+    }
+
+    fn sources(&mut self, _: &mut dyn FnMut(&mut dyn Source)) {}
+}
+
+#[test]
+fn requests_that_never_cease_leave_turns_between_them() {
+    let worker = spawn(EngineConfig::new(WaitPolicy::Poll), Turns(0));
+    let request = |task: &mut Turns| {
+        // Long enough for the next caller to be there before it is over.
+        std::thread::sleep(Duration::from_millis(2));
+        task.0
+    };
+    std::thread::scope(|scope| {
+        // Two take turns at keeping the queue from being empty.
+        let callers = [(); 2].map(|()| {
+            scope.spawn(|| {
+                let mut seen: Vec<usize> = (0..50).map(|_| worker.call(LONG, request).unwrap()).collect();
+                seen.dedup();
+                seen.len()
+            })
+        });
+        for caller in callers {
+            let different = caller.join().unwrap();
+            assert!(different > 40, "turns were seen to pass between {different} of 50 requests");
+        }
+    });
     worker.stop().unwrap();
 }
 
