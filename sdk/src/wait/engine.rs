@@ -467,10 +467,12 @@ impl Engine {
     /// Asks every device that can wake to leave `ns` between two wake-ups.
     fn moderate(&mut self, ns: u64, each: EachSource<'_>) {
         let (set, mut all, mut longest) = (&self.set, true, None);
+        let interval = Duration::from_nanos(ns);
         visit(each, &mut |index, source| match set.waker_of(index) {
             Origin::Device => {
-                let held_back = source.moderate(Duration::from_nanos(ns));
-                all &= held_back.is_some();
+                let held_back = source.moderate(interval);
+                // It may reach less far, or share its vector with a queue that another worker wants to be woken by sooner.
+                all &= held_back.is_some_and(|held_back| held_back >= interval);
                 longest = longest.max(held_back);
             }
             Origin::Other => all = false,

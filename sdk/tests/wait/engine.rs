@@ -326,6 +326,59 @@ fn how_a_source_wakes_is_asked_when_sources_change_and_not_when_it_has_work() {
     assert_eq!(source.times.get(), 1);
 }
 
+/// A device that holds its wake-ups back for less long than it is asked to.
+struct Hasty(Device);
+
+impl Source for Hasty {
+    fn label(&self) -> String {
+        self.0.label()
+    }
+    fn pending(&self) -> bool {
+        self.0.pending()
+    }
+    fn wake(&self) -> Wake {
+        self.0.wake()
+    }
+    fn moderate(&mut self, interval: Duration) -> Option<Duration> {
+        Some(interval / 2)
+    }
+}
+
+#[test]
+fn wake_ups_that_a_device_keeps_apart_for_too_short_are_kept_apart_by_the_engine() {
+    let (mut device, mut timer) = (Hasty(Device::new()), Timer::new("tick"));
+    let policy = WaitPolicy::Adaptive(Target::Cpu { share: 1e-4 });
+    let mut engine = engine(patient(policy), &mut [&mut device, &mut timer]);
+    let start = Instant::now();
+    // A sleep that is more than the share pays for.
+    timer.set(Duration::from_millis(1));
+    idle_until_work(&mut engine, &mut [&mut device, &mut timer]);
+    timer.clear();
+    device.0.shared.put_silently();
+    engine.idle(Clock::get().now(), &mut |each| {
+        each(&mut device);
+        each(&mut timer);
+    });
+    let hold = Duration::from_nanos(engine.counters().hold_ns.get());
+    assert!(!hold.is_zero() && start.elapsed() >= hold, "{:?} passed, not {hold:?}", start.elapsed());
+}
+
+#[test]
+fn a_timer_is_on_time_while_wake_ups_are_kept_apart() {
+    let (mut device, mut timer) = (Device::new(), Timer::new("tick"));
+    let policy = WaitPolicy::Adaptive(Target::Cpu { share: 1e-4 });
+    let mut engine = engine(patient(policy), &mut [&mut device, &mut timer]);
+    timer.set(Duration::from_millis(1));
+    idle_until_work(&mut engine, &mut [&mut device, &mut timer]);
+    assert!(timer.take_due());
+    let (start, delay) = (Instant::now(), Duration::from_millis(5));
+    timer.set(delay);
+    idle_until_work(&mut engine, &mut [&mut device, &mut timer]);
+    let took = start.elapsed();
+    let hold = Duration::from_nanos(engine.counters().hold_ns.get());
+    assert!(hold > 4 * delay && took < hold / 2, "{took:?} of {hold:?}");
+}
+
 #[test]
 fn it_tells_how_each_source_wakes() {
     let mut device = Device::new();
