@@ -322,8 +322,8 @@ struct Sleeper<'a, C> {
 impl<'a, C: Source> Sleeper<'a, C> {
     fn new(consumer: &'a mut C) -> Self {
         let Wake::Waker(waker) = consumer.wake() else { panic!("{} has no waker", consumer.label()) };
-        let epoll = Epoll::new().unwrap();
-        epoll.add(waker.vector().unwrap().as_fd(), 0, Trigger::Edge).unwrap();
+        let epoll = Epoll::new().expect("an epoll set");
+        epoll.add(waker.vector().expect("an eventfd").as_fd(), 0, Trigger::Edge).expect("it is open");
         Self { consumer, waker, epoll, events: Events::new(1) }
     }
 }
@@ -339,7 +339,7 @@ impl<C: Source> Steps for Sleeper<'_, C> {
         self.consumer.pending()
     }
     fn block(&mut self) -> bool {
-        self.epoll.wait(&mut self.events, LONG).unwrap() != Woken::TimedOut
+        self.epoll.wait(&mut self.events, LONG).expect("it is open") != Woken::TimedOut
     }
     fn disarm(&mut self) {
         self.consumer.disarm();
