@@ -17,7 +17,7 @@ pub(crate) struct Options {
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) rounds: u32,
     /// Mean gaps between frames, in microseconds
-    #[arg(long, value_delimiter = ',', default_values_t = [5, 20, 100, 1000], value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 10, 100, 1000], value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub(crate) gaps: Vec<u32>,
     /// How gaps are distributed: even, poisson, pareto, burst:N
     #[arg(long, value_delimiter = ',', default_value = "even,poisson,burst:16")]

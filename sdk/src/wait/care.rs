@@ -131,7 +131,7 @@ mod tests {
             held.set(held.get() + 1);
             Ok::<_, String>(Held(held))
         };
-        let hold = trial.attempt("fingers are crossed", acquire).expect("it helps");
+        let hold = trial.attempt("fingers are crossed", acquire).expect("measuring cannot fail here");
         let (cost, notes) = (trial.cost, trial.notes);
         (hold, cost, notes, measured)
     }
