@@ -365,8 +365,8 @@ fn an_mpmc_ring_with_two_producers_wakes_once() {
 }
 
 #[test]
-fn an_mpmc_ring_with_two_producers_wakes_again_within_five_preemptions() {
-    explore_with(Some(5), mpmc_scenario(Order::Right, false));
+fn an_mpmc_ring_with_two_producers_wakes_again_within_three_preemptions() {
+    explore_with(Some(3), mpmc_scenario(Order::Right, false));
 }
 
 must_lose_a_wake_up! {

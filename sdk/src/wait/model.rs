@@ -6,7 +6,7 @@ use std::cell::Cell;
 use std::io;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use loom::thread::{self, Thread};
 
@@ -52,8 +52,8 @@ impl Epoll {
 /// A vector that loom follows. As an edge-triggered eventfd that nobody drains: firing it makes each who watches it ready.
 #[derive(Debug)]
 pub struct Vector {
-    /// What the rest of the crate, which loom does not run, sees of it.
-    real: crate::irq::Vector,
+    /// What the rest of the crate, which loom does not run, would see of it.
+    real: OnceLock<crate::irq::Vector>,
     /// Loom need not know of it: it is complete before anybody arms.
     watchers: Mutex<Vec<Epoll>>,
 }
@@ -63,9 +63,9 @@ impl Vector {
     ///
     /// # Errors
     ///
-    /// When the process is out of file descriptors.
+    /// None: it has no file descriptor.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { real: crate::irq::Vector::new()?, watchers: Mutex::default() })
+        Ok(Self { real: OnceLock::new(), watchers: Mutex::default() })
     }
 
     /// Lets `epoll` watch it.
@@ -91,7 +91,7 @@ impl Deref for Vector {
     type Target = crate::irq::Vector;
 
     fn deref(&self) -> &Self::Target {
-        &self.real
+        self.real.get_or_init(|| crate::irq::Vector::new().expect("a file descriptor"))
     }
 }
 

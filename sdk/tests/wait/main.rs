@@ -1,4 +1,5 @@
 //! The wait engine as a program uses it, on real threads, eventfds and sockets.
+#![cfg(not(loom))]
 
 mod engine;
 mod foreign;
