@@ -5,10 +5,11 @@ use std::marker::PhantomData;
 
 use crate::sys::sched;
 
-/// Makes the calling thread count as busy, so that the frequency of its core does not fall while it sleeps and need not rise
-/// once it wakes (utilisation clamping, kernel documentation scheduler/sched-util-clamp). Ends when dropped.
+/// Makes the calling thread count as busy, so that the frequency of its core does not fall while it sleeps and need not
+/// rise once it wakes (utilisation clamping, kernel documentation scheduler/sched-util-clamp). Ends when dropped.
 ///
-/// It belongs to the thread that acquired it and cannot leave it; of several, the last acquired is to be dropped first. Only the `schedutil` frequency governor looks at it.
+/// It belongs to the thread that acquired it and cannot leave it; of several, the last acquired is to be dropped first.
+/// Only the `schedutil` frequency governor looks at it.
 #[derive(Debug)]
 #[must_use = "dropping it ends the hold"]
 pub struct UtilHold {
@@ -60,8 +61,8 @@ pub enum UtilError {
 }
 
 impl UtilHold {
-    /// Makes the calling thread count as using at least `min` 1024ths of the fastest core: 1024 asks for full speed. A thread
-    /// that counts as more already keeps that.
+    /// Makes the calling thread count as using at least `min` 1024ths of the fastest core: 1024 asks for full speed. A
+    /// thread that counts as more already keeps that.
     ///
     /// # Errors
     ///

@@ -22,12 +22,12 @@ const ROUNDS_MIN: usize = 16;
 const TIME: Duration = Duration::from_millis(150);
 /// No single sleep takes longer.
 const LIMIT: Duration = Duration::from_millis(100);
-/// How long a sleep lasts before it is ended, in steps that fit no timer's period: long enough to be asleep, and now and then long
-/// enough that the core, or the hypervisor under it, sleeps more deeply.
+/// How long a sleep lasts before it is ended, in steps that fit no timer's period: long enough to be asleep, and now
+/// and then long enough that the core, or the hypervisor under it, sleeps more deeply.
 const ASLEEP_US: [u64; 6] = [83, 503, 131, 197, 997, 251];
 
-/// Measures what a sleep costs the calling thread on the core that it is pinned to: another thread, on another core where there
-/// is one, ends its sleeps by an eventfd, as an interrupt does.
+/// Measures what a sleep costs the calling thread on the core that it is pinned to: another thread, on another core
+/// where there is one, ends its sleeps by an eventfd, as an interrupt does.
 ///
 /// # Errors
 ///

@@ -1,4 +1,5 @@
-//! What is held on to so that wake-ups are fast enough for a target: idle states that are left at once, a core that stays fast.
+//! What is held on to so that wake-ups are fast enough for a target: idle states that are left at once, a core that
+//! stays fast.
 //!
 //! Each costs power, so each is tried, and kept only if wake-ups become faster by it.
 
@@ -25,8 +26,8 @@ struct Trial<'a> {
     notes: Vec<String>,
 }
 
-/// Makes wake-ups of the calling thread as fast as `limit_ns` at p99 if they are not, as far as that is possible. Returns what they
-/// cost then, by `measure`.
+/// Makes wake-ups of the calling thread as fast as `limit_ns` at p99 if they are not, as far as that is possible.
+/// Returns what they cost then, by `measure`.
 ///
 /// # Errors
 ///
@@ -114,7 +115,8 @@ mod tests {
         WakeCost { latency_ns: latency_p99_ns / 2, latency_p99_ns, cpu_ns: 5_000 }
     }
 
-    /// Tries a hold with which the p99 of a wake-up changes; returns it, what is then known, and whether it was measured again.
+    /// Tries a hold with which the p99 of a wake-up changes; returns it, what is then known, and whether it was
+    /// measured again.
     fn attempt<'a>(
         held: &'a Cell<u32>,
         before_ns: u64,

@@ -61,14 +61,15 @@ pub struct WaitCounters {
     pub spin_ns: Gauge,
     /// How far apart wake-ups are kept now, in nanoseconds.
     pub hold_ns: Gauge,
-    /// What a sleep adds to the latency of the work that ends it, in nanoseconds: the median, as known now. Zero while polling.
+    /// What a sleep adds to the latency of the work that ends it, in nanoseconds: the median, as known now. Zero while
+    /// polling.
     pub cost_ns: Gauge,
     /// The same, at the 99th percentile.
     pub cost_p99_ns: Gauge,
     /// Processor time of one sleep, in nanoseconds, as known now. Zero while polling.
     pub cost_cpu_ns: Gauge,
-    /// From the moment of a wake-up to the worker's return from the kernel, in nanoseconds. Known for signals of other threads and for
-    /// time limits; a device does not tell when it fired.
+    /// From the moment of a wake-up to the worker's return from the kernel, in nanoseconds. Known for signals of other
+    /// threads and for time limits; a device does not tell when it fired.
     pub wake_ns: LiveHistogram,
     /// How long idle gaps lasted, in nanoseconds.
     pub gap_ns: LiveHistogram,
@@ -104,8 +105,8 @@ impl WaitCounters {
         self.sources.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Why the policy's target cannot be kept by choosing when to sleep, and what happens instead; `None` while it can. As of a second of the worker's idle
-    /// time ago at most.
+    /// Why the policy's target cannot be kept by choosing when to sleep, and what happens instead; `None` while it can.
+    /// As of a second of the worker's idle time ago at most.
     pub fn verdict(&self) -> Option<String> {
         self.verdict.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }

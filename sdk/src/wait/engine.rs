@@ -32,17 +32,17 @@ use sleep::{Sleep, look};
 pub struct EngineConfig {
     /// When to sleep.
     pub policy: WaitPolicy,
-    /// The longest that one sleep lasts. It bounds how late work is found whose wake-up was lost, and costs a wake-up each
-    /// time it passes.
+    /// The longest that one sleep lasts. It bounds how late work is found whose wake-up was lost, and costs a wake-up
+    /// each time it passes.
     pub sleep_limit: Duration,
-    /// How much longer a sleep lasts when its limit has passed, work is there, and its wake-up is not: it may be under way. One that
-    /// does not come within this time either is lost, and counted as a rescue.
+    /// How much longer a sleep lasts when its limit has passed, work is there, and its wake-up is not: it may be under
+    /// way. One that does not come within this time either is lost, and counted as a rescue.
     pub grace: Duration,
 }
 
 impl EngineConfig {
-    /// Sleeps of 10 ms at most, and as much again before a wake-up counts as lost: emulated machines need milliseconds from
-    /// a device to an eventfd when they are busy.
+    /// Sleeps of 10 ms at most, and as much again before a wake-up counts as lost: emulated machines need milliseconds
+    /// from a device to an eventfd when they are busy.
     pub fn new(policy: WaitPolicy) -> Self {
         Self { policy, sleep_limit: Duration::from_millis(10), grace: Duration::from_millis(10) }
     }
@@ -81,13 +81,13 @@ pub enum EngineError {
     },
 }
 
-/// How long it looks for work turn by turn before it looks with pauses, at least: as long as a wake-up takes, so that gaps which are
-/// shorter end as they do for one that polls.
+/// How long it looks for work turn by turn before it looks with pauses, at least: as long as a wake-up takes, so that
+/// gaps which are shorter end as they do for one that polls.
 const POLL_NS: u64 = 2_000;
 /// How long it looks with pauses before the next turn.
 const RELAX_NS: u64 = 20_000;
-/// Timers of an ordinary thread may fire this much of their length late, in thousandths (select_estimate_accuracy in the kernel's
-/// fs/select.c).
+/// Timers of an ordinary thread may fire this much of their length late, in thousandths (select_estimate_accuracy in
+/// the kernel's fs/select.c).
 const TIMER_SLACK_PART: u64 = 1;
 /// Wake-ups are kept apart by another time only once it differs by more than an 8th: changing it costs register writes.
 const MODERATION_STEP: u64 = 8;
@@ -98,10 +98,10 @@ const GLANCE_NS: u64 = 20_000;
 
 /// The waiting of one worker.
 ///
-/// [`Worker`](crate::worker::Worker) has one inside. A program that runs its own loop uses it so: after each round without
-/// work it calls [`idle`](Self::idle), after each with work [`worked`](Self::worked). One whose thread must block in an event loop of
-/// its own (epoll, mio, tokio) calls [`prepare`](Self::prepare), waits until the engine's descriptor is readable or the
-/// time that it was given has passed, and calls [`resume`](Self::resume).
+/// [`Worker`](crate::worker::Worker) has one inside. A program that runs its own loop uses it so: after each round
+/// without work it calls [`idle`](Self::idle), after each with work [`worked`](Self::worked). One whose thread must
+/// block in an event loop of its own (epoll, mio, tokio) calls [`prepare`](Self::prepare), waits until the engine's
+/// descriptor is readable or the time that it was given has passed, and calls [`resume`](Self::resume).
 #[derive(Debug)]
 pub struct Engine {
     config: EngineConfig,
@@ -222,8 +222,8 @@ impl Engine {
 }
 
 impl Engine {
-    /// Takes in the sources that `each` visits now: to be called after they have changed. What [`prepare`](Self::prepare) began
-    /// is called off.
+    /// Takes in the sources that `each` visits now: to be called after they have changed. What
+    /// [`prepare`](Self::prepare) began is called off.
     ///
     /// # Errors
     ///
@@ -247,8 +247,8 @@ impl Engine {
         }
     }
 
-    /// Waits, after a round without work that ended at `now`: returns at once, after a few looks, or after a sleep, as the
-    /// policy says. Returns the time.
+    /// Waits, after a round without work that ended at `now`: returns at once, after a few looks, or after a sleep, as
+    /// the policy says. Returns the time.
     ///
     /// `each` must visit the same sources in the same order as at the last [`refresh`](Self::refresh).
     #[inline]
@@ -287,16 +287,17 @@ impl Engine {
         }
     }
 
-    /// Asks every source to wake the engine's descriptor, and looks at them again. `None`: there is work, go on. Else how long the caller
-    /// may block until it calls [`resume`](Self::resume): not at all where a source cannot wake it, or the policy is never to sleep.
+    /// Asks every source to wake the engine's descriptor, and looks at them again. `None`: there is work, go on. Else
+    /// how long the caller may block until it calls [`resume`](Self::resume): not at all where a source cannot wake it,
+    /// or the policy is never to sleep.
     ///
     /// `each` as with [`idle`](Self::idle).
     pub fn prepare(&mut self, each: EachSource<'_>) -> Option<Duration> {
         let now = self.clock.now();
         self.call_off(each);
         if self.set.has_fds() {
-            // One that was left unread fires no more, which a loop that watches for edges would wait for. Before arming: what a
-            // device fires is taken, too.
+            // One that was left unread fires no more, which a loop that watches for edges would wait for. Before
+            // arming: what a device fires is taken, too.
             self.glance(now, each);
         }
         if self.sleepless || matches!(self.rule, Rule::Poll) {
@@ -390,8 +391,8 @@ impl Engine {
         now
     }
 
-    /// Rests for a moment between two looks: where the processor can wait for a write, until the only source that shows its work
-    /// in memory is written to.
+    /// Rests for a moment between two looks: where the processor can wait for a write, until the only source that shows
+    /// its work in memory is written to.
     fn rest(&self, now: u64, until: u64, each: EachSource<'_>) {
         if self.relax.kind() == RelaxKind::Pause {
             return self.relax.brief();
@@ -420,8 +421,8 @@ impl Engine {
         sleep.now
     }
 
-    /// Keeps wake-ups as far apart as the policy wants where the devices do not: sleeps with nothing armed but the control plane's
-    /// sources, and no longer than any sleep. Returns the time.
+    /// Keeps wake-ups as far apart as the policy wants where the devices do not: sleeps with nothing armed but the
+    /// control plane's sources, and no longer than any sleep. Returns the time.
     fn hold(&mut self, now: u64, each: EachSource<'_>) -> u64 {
         let hold_ns = self.hold_ns();
         if hold_ns.abs_diff(self.moderation_ns) > self.moderation_ns / MODERATION_STEP {
@@ -471,7 +472,8 @@ impl Engine {
         visit(each, &mut |index, source| match set.waker_of(index) {
             Origin::Device => {
                 let held_back = source.moderate(interval);
-                // It may reach less far, or share its vector with a queue that another worker wants to be woken by sooner.
+                // It may reach less far, or share its vector with a queue that another worker wants to be woken by
+                // sooner.
                 all &= held_back.is_some_and(|held_back| held_back >= interval);
                 longest = longest.max(held_back);
             }

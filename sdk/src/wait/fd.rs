@@ -6,10 +6,11 @@ use std::sync::Arc;
 
 use super::{Source, Wake};
 
-/// A file descriptor that a program brings: a listening socket, a pipe, a netlink socket, a `timerfd`, another event loop.
+/// A file descriptor that a program brings: a listening socket, a pipe, a netlink socket, a `timerfd`, another event
+/// loop.
 ///
-/// Whether it is readable is known to the kernel only. So it is looked at when its worker goes to sleep, and while the worker
-/// polls every 20 µs, all descriptors of the worker in one system call; a worker without any makes none.
+/// Whether it is readable is known to the kernel only. So it is looked at when its worker goes to sleep, and while the
+/// worker polls every 20 µs, all descriptors of the worker in one system call; a worker without any makes none.
 #[derive(Debug)]
 pub struct FdSource {
     label: String,

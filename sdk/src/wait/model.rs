@@ -1,4 +1,5 @@
-//! What stands in for the kernel and for fences while loom's model checker explores the wake protocol (`cfg(loom)` only).
+//! What stands in for the kernel and for fences while loom's model checker explores the wake protocol (`cfg(loom)`
+//! only).
 //!
 //! Everything else that runs there is the real code.
 
@@ -10,13 +11,13 @@ use std::sync::{Arc, Mutex, OnceLock};
 
 use loom::thread::{self, Thread};
 
-/// Who watches vectors edge-triggered and blocks until one fires: a thread of the model. There is no bound, so a lost wake-up
-/// is a deadlock, which loom reports.
+/// Who watches vectors edge-triggered and blocks until one fires: a thread of the model. There is no bound, so a lost
+/// wake-up is a deadlock, which loom reports.
 ///
-/// A thread's park token is all that it needs: it counts once however often it was given. That is no step of its own, which
-/// loom would have to put between all steps of other threads, nor need it be: to be told before blocking is the same as
-/// to be told after. What the teller did is visible from the telling on, earlier than in a kernel; that hides nothing, as a
-/// thread that was told does not sleep before it has looked once more.
+/// A thread's park token is all that it needs: it counts once however often it was given. That is no step of its own,
+/// which loom would have to put between all steps of other threads, nor need it be: to be told before blocking is the
+/// same as to be told after. What the teller did is visible from the telling on, earlier than in a kernel; that hides
+/// nothing, as a thread that was told does not sleep before it has looked once more.
 #[derive(Debug, Clone)]
 pub struct Epoll(Arc<State>);
 
@@ -49,7 +50,8 @@ impl Epoll {
     }
 }
 
-/// A vector that loom follows. As an edge-triggered eventfd that nobody drains: firing it makes each who watches it ready.
+/// A vector that loom follows. As an edge-triggered eventfd that nobody drains: firing it makes each who watches it
+/// ready.
 #[derive(Debug)]
 pub struct Vector {
     /// What the rest of the crate, which loom does not run, would see of it.
@@ -132,12 +134,12 @@ pub(super) fn fence(order: Ordering) {
 /// Asymmetric fences, both of them modelled as full ones.
 ///
 /// That is faithful to what the protocol may rely on. A heavy fence makes every other thread of the process pass a full
-/// barrier before it returns, somewhere between two of that thread's instructions (membarrier(2)); a light one keeps the
-/// compiler from moving accesses across it. So for each pair of a light and a heavy fence the other thread's barrier lies
-/// either after its light one, and then whatever comes before the light fence is visible after the heavy one; or before,
-/// and then whatever comes before the heavy fence is visible after the light one. That is what two full fences promise one
-/// another. Two full fences of producers order those too, which light ones do not: the protocol never pairs them, as a
-/// producer reads nothing of another's here but the flag itself.
+/// barrier before it returns, somewhere between two of that thread's instructions (membarrier(2)); a light one keeps
+/// the compiler from moving accesses across it. So for each pair of a light and a heavy fence the other thread's
+/// barrier lies either after its light one, and then whatever comes before the light fence is visible after the heavy
+/// one; or before, and then whatever comes before the heavy fence is visible after the light one. That is what two full
+/// fences promise one another. Two full fences of producers order those too, which light ones do not: the protocol
+/// never pairs them, as a producer reads nothing of another's here but the flag itself.
 pub(super) mod barrier {
     use super::{Fence, Ordering, unless_missing};
 

@@ -5,9 +5,9 @@
 //!                              └────────────── work ──────────────────────────▶┘
 //! ```
 //!
-//! With the fence between its arming and its look, and one between a producer's publishing and the producer's look at who
-//! is armed, at least one of the two sees what the other did: the consumer its work, or the producer the arming. Without
-//! either fence a processor may let both look before their stores are out, and the consumer sleeps on work.
+//! With the fence between its arming and its look, and one between a producer's publishing and the producer's look at
+//! who is armed, at least one of the two sees what the other did: the consumer its work, or the producer the arming.
+//! Without either fence a processor may let both look before their stores are out, and the consumer sleeps on work.
 
 use std::sync::atomic::Ordering;
 

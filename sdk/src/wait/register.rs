@@ -1,7 +1,7 @@
 //! A device's status register as a source: the way to wait for a device that does not write its state to memory.
 //!
-//! A look costs a read across the bus, a microsecond or so of hardware and of the bus that others use too: a device that
-//! reports in memory (descriptors, completion queues) wants a source of its own that looks there.
+//! A look costs a read across the bus, a microsecond or so of hardware and of the bus that others use too: a device
+//! that reports in memory (descriptors, completion queues) wants a source of its own that looks there.
 //!
 //! ```text
 //! pending ── read, mask, compare ──▶ remembered, where reading clears it, until `take`
@@ -52,8 +52,8 @@ pub struct StatusInterrupt {
 
 /// A status register that a worker can wait for.
 ///
-/// Work is there while the register reads as its [`Status`] says. A device that is gone reads as all ones: if that is what
-/// work looks like, the driver finds out by the value that [`take`](Self::take) returns.
+/// Work is there while the register reads as its [`Status`] says. A device that is gone reads as all ones: if that is
+/// what work looks like, the driver finds out by the value that [`take`](Self::take) returns.
 #[derive(Debug)]
 pub struct RegisterSource {
     label: String,
@@ -74,13 +74,14 @@ enum Way {
 }
 
 impl RegisterSource {
-    /// A source that can only be polled, until [`wakes_by`](Self::wakes_by) says otherwise. `label` is its name in reports,
+    /// A source that can only be polled, until [`wakes_by`](Self::wakes_by) says otherwise. `label` is its name in
+    /// reports,
     /// `bar` holds the register.
     ///
     /// # Panics
     ///
-    /// If the register is not aligned to its width or lies outside the BAR, or if the value has bits outside of the mask or
-    /// of the register, so that work could never be there.
+    /// If the register is not aligned to its width or lies outside the BAR, or if the value has bits outside of the
+    /// mask or of the register, so that work could never be there.
     pub fn new(label: impl Into<String>, bar: Arc<Bar>, status: Status) -> Self {
         let (label, bytes) = (label.into(), status.width.bytes());
         assert!(
@@ -103,7 +104,8 @@ impl RegisterSource {
     ///
     /// # Panics
     ///
-    /// If it is INTx without a device to unmask. A step of its programs that lies outside the BAR panics when it is run.
+    /// If it is INTx without a device to unmask. A step of its programs that lies outside the BAR panics when it is
+    /// run.
     #[must_use]
     pub fn wakes_by(mut self, interrupt: StatusInterrupt) -> Self {
         assert!(
@@ -122,8 +124,8 @@ impl RegisterSource {
         self
     }
 
-    /// Takes the work that is there: returns what the register read, `None` when there is none. Where reading clears it,
-    /// that is every bit that was read as one since the last `take`, so that those beside the mask are not lost.
+    /// Takes the work that is there: returns what the register read, `None` when there is none. Where reading clears
+    /// it, that is every bit that was read as one since the last `take`, so that those beside the mask are not lost.
     pub fn take(&mut self) -> Option<u64> {
         self.pending().then(|| {
             self.seen.set(false);

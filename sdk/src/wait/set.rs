@@ -1,8 +1,8 @@
 //! The sources of one worker as the kernel sees them: one epoll set.
 //!
-//! Vectors and wakers are registered edge-triggered and never read: each signal counts once, and a wake costs no system call
-//! but the one that slept. A program's own descriptors are registered level-triggered, so that what it leaves unread is
-//! not forgotten.
+//! Vectors and wakers are registered edge-triggered and never read: each signal counts once, and a wake costs no system
+//! call but the one that slept. A program's own descriptors are registered level-triggered, so that what it leaves
+//! unread is not forgotten.
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -123,8 +123,8 @@ impl SourceSet {
             }
         }
         self.ready = Events::new(self.events.len().max(1));
-        // What fired before is no wake-up: its edges are seen here. Never by reading it: other workers may wait for the same
-        // vector, and one that is empty by the time they run does not wake them.
+        // What fired before is no wake-up: its edges are seen here. Never by reading it: other workers may wait for the
+        // same vector, and one that is empty by the time they run does not wake them.
         self.wait(Duration::ZERO);
         failed.map_or(Ok(()), Err)
     }
@@ -197,8 +197,8 @@ impl SourceSet {
         }
     }
 
-    /// The place of the only source whose work may come at any moment; `None` when there are several. Timers are known ahead, and
-    /// a control plane's requests can wait.
+    /// The place of the only source whose work may come at any moment; `None` when there are several. Timers are known
+    /// ahead, and a control plane's requests can wait.
     pub(super) fn only_source(&self) -> Option<usize> {
         let mut urgent =
             (0..self.parts.len()).filter(|&index| matches!(self.waker_of(index), Origin::Device | Origin::Other));

@@ -9,8 +9,8 @@ use super::Waker;
 use crate::irq::{IrqKind, Vector};
 use crate::sys::relax::Watch;
 
-/// Anything that a worker can wait for: a receive queue, transmit completions, a ring between cores, a status register, a
-/// timer, requests of other threads, a file descriptor.
+/// Anything that a worker can wait for: a receive queue, transmit completions, a ring between cores, a status register,
+/// a timer, requests of other threads, a file descriptor.
 ///
 /// A source supplies mechanism only; when to poll, arm and sleep is decided elsewhere. The contract:
 ///
@@ -18,15 +18,17 @@ use crate::sys::relax::Watch;
 /// pending()? ── no ──▶ arm() ──▶ full fence ──▶ pending()? ── no ──▶ block, bounded ──▶ disarm()
 /// ```
 ///
-/// Work that comes before the arming is seen by the second look, or wakes; work that comes after it wakes. For that to hold,
-/// `arm` must have reached whoever signals once the full fence that follows it is done (a device's register write is read
-/// back, a flag in memory is stored), and whoever signals must publish its work before it looks whether it is asked to.
+/// Work that comes before the arming is seen by the second look, or wakes; work that comes after it wakes. For that to
+/// hold,
+/// `arm` must have reached whoever signals once the full fence that follows it is done (a device's register write is
+/// read back, a flag in memory is stored), and whoever signals must publish its work before it looks whether it is
+/// asked to.
 pub trait Source: Send {
     /// Its name in reports: `0000:01:00.0 rx 0`.
     fn label(&self) -> String;
 
-    /// Whether there is work now. Called on every look: a load or two where the work is visible in memory, never a system
-    /// call, never blocking.
+    /// Whether there is work now. Called on every look: a load or two where the work is visible in memory, never a
+    /// system call, never blocking.
     fn pending(&self) -> bool;
 
     /// Asks for a wake-up when work comes. Armed already, it changes nothing.
@@ -35,21 +37,22 @@ pub trait Source: Send {
     /// Asks for no wake-ups. One that is under way may still come.
     fn disarm(&mut self) {}
 
-    /// How it ends a sleep, or why it cannot. Asked for when a worker starts and after each change of its sources; only a
-    /// deadline is asked for before each sleep.
+    /// How it ends a sleep, or why it cannot. Asked for when a worker starts and after each change of its sources; only
+    /// a deadline is asked for before each sleep.
     fn wake(&self) -> Wake;
 
     /// Called when its [`Wake`] was seen to fire, before `disarm`.
     fn fired(&mut self) {}
 
-    /// The memory that is written when its work comes: where the processor can wait for a write, a worker that looks for work waits there.
+    /// The memory that is written when its work comes: where the processor can wait for a write, a worker that looks
+    /// for work waits there.
     /// `None` when there is no single such place.
     fn watch(&self) -> Option<Watch<'_>> {
         None
     }
 
-    /// Asks its device to leave at least this long between two wake-ups; zero for no delay at all. Returns what the device
-    /// will do, `None` when it cannot hold wake-ups back.
+    /// Asks its device to leave at least this long between two wake-ups; zero for no delay at all. Returns what the
+    /// device will do, `None` when it cannot hold wake-ups back.
     fn moderate(&mut self, interval: Duration) -> Option<Duration> {
         let _ = interval;
         None

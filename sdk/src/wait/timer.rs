@@ -7,7 +7,8 @@ use crate::clock::Clock;
 
 /// Work that is due at a certain time.
 ///
-/// A timer bounds its worker's sleep instead of waking it, so it needs no file descriptor and no system call of its own.
+/// A timer bounds its worker's sleep instead of waking it, so it needs no file descriptor and no system call of its
+/// own.
 #[derive(Debug)]
 pub struct Timer {
     label: String,

@@ -9,13 +9,13 @@ use crate::clock::Clock;
 
 /// Wakes those who say that they sleep, and costs others next to nothing.
 ///
-/// Whoever publishes work calls [`wake`](Self::wake) after it. That signals only while someone is armed, and once for all
-/// who are: a producer that goes on while its consumers wake up makes no more system calls, and one whose consumers are
-/// awake reads one word that seldom changes.
+/// Whoever publishes work calls [`wake`](Self::wake) after it. That signals only while someone is armed, and once for
+/// all who are: a producer that goes on while its consumers wake up makes no more system calls, and one whose consumers
+/// are awake reads one word that seldom changes.
 ///
-/// Any number of threads may wait for one waker, each with an [`Arming`] of its own. Its [`vector`](Self::vector) is then
-/// watched by all of them, edge-triggered, and drained by none: its count says nothing, and a drained count would take the
-/// event away from those who have not seen it yet.
+/// Any number of threads may wait for one waker, each with an [`Arming`] of its own. Its [`vector`](Self::vector) is
+/// then watched by all of them, edge-triggered, and drained by none: its count says nothing, and a drained count would
+/// take the event away from those who have not seen it yet.
 #[derive(Debug)]
 #[repr(align(128))] // its own cache lines: what a producer reads shall change only when somebody sleeps
 pub struct Waker {
@@ -30,8 +30,8 @@ pub struct Waker {
     vector: OnceLock<Vector>,
 }
 
-/// Enough for more threads than Linux allows (`PID_MAX_LIMIT`, 2^22). The rest counts signals, and would have to wrap while
-/// somebody sleeps to be mistaken: a trillion system calls.
+/// Enough for more threads than Linux allows (`PID_MAX_LIMIT`, 2^22). The rest counts signals, and would have to wrap
+/// while somebody sleeps to be mistaken: a trillion system calls.
 const ARMED_BITS: u32 = 24;
 const ARMED: u64 = (1 << ARMED_BITS) - 1;
 
@@ -55,8 +55,8 @@ impl Waker {
         Self::with_fence(false)
     }
 
-    /// A waker that nobody waits for, for producers on a data path: they pay for no fence, and whoever waits for it pays for
-    /// both with a system call. Where the kernel has none for that, it is as a [`new`](Self::new) one.
+    /// A waker that nobody waits for, for producers on a data path: they pay for no fence, and whoever waits for it
+    /// pays for both with a system call. Where the kernel has none for that, it is as a [`new`](Self::new) one.
     pub fn asymmetric() -> Self {
         Self::with_fence(barrier::register())
     }
@@ -70,8 +70,8 @@ impl Waker {
         }
     }
 
-    /// Asks for a signal; takes effect with the fence that follows, for which see [`after_arming`](super::after_arming).
-    /// An arming that still counts stays as it is.
+    /// Asks for a signal; takes effect with the fence that follows, for which see
+    /// [`after_arming`](super::after_arming). An arming that still counts stays as it is.
     pub fn arm(&self, arming: &mut Arming) {
         // Too old a number of signals is no harm: the signal that it misses is then still on its way to who arms.
         if arming.counted_at.is_some_and(|then| then == self.state.load(Ordering::Relaxed) >> ARMED_BITS) {
@@ -147,8 +147,8 @@ impl Waker {
         self.asymmetric
     }
 
-    /// When it was last signalled, in ticks of the [`Clock`]; zero for never. Written before the signal, so it is right for
-    /// whoever was woken by it.
+    /// When it was last signalled, in ticks of the [`Clock`]; zero for never. Written before the signal, so it is right
+    /// for whoever was woken by it.
     pub fn signalled_at(&self) -> u64 {
         self.signalled_at.load(Ordering::Relaxed)
     }

@@ -117,8 +117,8 @@ impl<T> Control<T> {
         self.due.load(Ordering::Acquire)
     }
 
-    /// Serves the requests that are there now, and leaves those that come meanwhile for after the next turn: callers that go on
-    /// and on must not keep the worker from its work. Returns whether it shall end.
+    /// Serves the requests that are there now, and leaves those that come meanwhile for after the next turn: callers
+    /// that go on and on must not keep the worker from its work. Returns whether it shall end.
     pub(super) fn serve(&self, task: &mut T) -> bool {
         // A swap, not a store: if it takes back what `stop` has just set, it has seen what `stop` stored before that.
         self.due.swap(false, Ordering::Acquire);

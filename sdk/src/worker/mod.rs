@@ -1,8 +1,9 @@
 //! Workers: threads pinned to a core that run queues to completion.
 //!
-//! A [`Task`] says what one turn over its queues is; a [`Worker`] runs turns on its core until it is stopped, waits between
-//! them as its policy says, and hands the task back. Other threads reach a task through [`Worker::call`], between two turns. What
-//! a worker cannot have (the core, real-time priority, sources that wake it) it says before the first turn.
+//! A [`Task`] says what one turn over its queues is; a [`Worker`] runs turns on its core until it is stopped, waits
+//! between them as its policy says, and hands the task back. Other threads reach a task through [`Worker::call`],
+//! between two turns. What a worker cannot have (the core, real-time priority, sources that wake it) it says before the
+//! first turn.
 
 mod control;
 
@@ -30,8 +31,8 @@ pub trait Task: Send {
     /// Must not block.
     fn turn(&mut self) -> usize;
 
-    /// Calls `each` with every source that it serves, always in the same order: what the worker sleeps on. Which ones these are may
-    /// change only in [`Worker::call`].
+    /// Calls `each` with every source that it serves, always in the same order: what the worker sleeps on. Which ones
+    /// these are may change only in [`Worker::call`].
     fn sources(&mut self, each: &mut dyn FnMut(&mut dyn Source));
 
     /// Called once on the worker's own thread after the last turn.
@@ -45,8 +46,8 @@ pub struct WorkerConfig {
     pub name: String,
     /// The core to pin it to.
     pub core: usize,
-    /// Real-time priority (`SCHED_FIFO`, 1 to 99), if any. On a core that is not isolated a spinning worker then starves
-    /// everything else there.
+    /// Real-time priority (`SCHED_FIFO`, 1 to 99), if any. On a core that is not isolated a spinning worker then
+    /// starves everything else there.
     pub fifo: Option<u8>,
     /// What it does when there is nothing to do.
     pub wait: EngineConfig,
@@ -137,7 +138,8 @@ struct Ready {
 }
 
 impl<T: Task + 'static> Worker<T> {
-    /// Starts a worker and returns once it is pinned, knows what a wake-up costs there, and is about to take its first turn.
+    /// Starts a worker and returns once it is pinned, knows what a wake-up costs there, and is about to take its first
+    /// turn.
     ///
     /// # Errors
     ///
@@ -204,12 +206,13 @@ impl<T> Worker<T> {
         self.thread.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
-    /// Runs `request` on the worker's thread between two turns, waking it if it sleeps, and returns what it returned. The sources of the
-    /// task may change in it.
+    /// Runs `request` on the worker's thread between two turns, waking it if it sleeps, and returns what it returned.
+    /// The sources of the task may change in it.
     ///
     /// # Errors
     ///
-    /// When the worker has ended, or did not get to it within `limit`; it is withdrawn then, unless it is running at that moment.
+    /// When the worker has ended, or did not get to it within `limit`; it is withdrawn then, unless it is running at
+    /// that moment.
     pub fn call<R: Send + 'static>(
         &self,
         limit: Duration,
@@ -290,8 +293,8 @@ fn prepare<T: Task>(config: WorkerConfig, task: &mut T, shared: &Shared<T>) -> R
     engine.map_err(|source| WorkerError::Wait { name: config.name, source })
 }
 
-/// Turn after turn. The clock is read after each turn without work, where time is of no account; a worker with its hands
-/// full reads it now and then.
+/// Turn after turn. The clock is read after each turn without work, where time is of no account; a worker with its
+/// hands full reads it now and then.
 fn turns<T: Task>(task: &mut T, shared: &Shared<T>, engine: &mut Engine) {
     /// Turns with work between looks at the clock and at requests.
     const LOOK_EVERY: u32 = 256;

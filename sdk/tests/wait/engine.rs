@@ -116,6 +116,25 @@ fn a_timer_ends_a_sleep_when_it_is_due() {
 }
 
 #[test]
+fn a_timer_that_is_due_does_not_hide_a_lost_wake_up() {
+    let (mut device, mut timer) = (Device::new(), Timer::new("tick"));
+    let shared = device.shared.clone();
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut device, &mut timer]);
+    let counters = engine.counters().clone();
+    let producer = thread::spawn(move || {
+        until("the sleep", || shared.is_armed());
+        thread::sleep(Duration::from_millis(1));
+        shared.put_silently();
+    });
+    timer.set(Duration::from_millis(500));
+    while !timer.take_due() {
+        idle_until_work(&mut engine, &mut [&mut device, &mut timer]);
+    }
+    producer.join().unwrap();
+    assert_eq!((counters.rescues.get(), counters.wakes.get(), device.take()), (1, 1, 1));
+}
+
+#[test]
 fn a_descriptor_is_noticed_asleep_and_awake() {
     for policy in POLICIES {
         let (mut ours, theirs) = UnixStream::pair().unwrap();

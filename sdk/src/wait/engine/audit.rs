@@ -21,8 +21,9 @@ pub(super) struct Audit {
 }
 
 impl Engine {
-    /// Now and then, between two gaps: tells the policy what the gaps that it has learned of took by the kernel's account. That is all
-    /// processor time but the time between gaps. A worker that did not sleep since has nothing to ask: what it took is the time that passed.
+    /// Now and then, between two gaps: tells the policy what the gaps that it has learned of took by the kernel's
+    /// account. That is all processor time but the time between gaps. A worker that did not sleep since has nothing to
+    /// ask: what it took is the time that passed.
     #[inline]
     pub(super) fn audit(&mut self, now: u64) {
         if now.saturating_sub(self.audit.at) >= self.clock.ns_to_ticks(AUDIT_NS)

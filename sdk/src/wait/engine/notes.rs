@@ -8,8 +8,8 @@ use crate::wait::set::Part;
 const VERDICT_NS: u64 = 1_000_000_000;
 
 impl Engine {
-    /// What an operator should know before the first turn: how each source wakes, or why it cannot and what happens then; what a wake-up
-    /// costs here and what the devices' interrupt moderation adds; what the policy cannot keep.
+    /// What an operator should know before the first turn: how each source wakes, or why it cannot and what happens
+    /// then; what a wake-up costs here and what the devices' interrupt moderation adds; what the policy cannot keep.
     pub fn notes(&self) -> Vec<String> {
         let wakes = self.set.wakes().iter().enumerate().map(|(index, source)| match self.set.part(index) {
             Part::Deaf => format!("{}: cannot wake ({})", source.label, source.how),

@@ -11,9 +11,10 @@ use crate::wait::{EachSource, Steps, Wake, after_arming};
 /// What a look after a sleep found.
 #[derive(Debug, Clone, Copy, Default)]
 struct Look {
-    work: bool,
-    /// Of the work, something was due by its deadline.
+    /// Something is due by its deadline.
     due: bool,
+    /// There is work that should have woken the worker.
+    announced: bool,
 }
 
 /// Whether any source has work. Once one has, the others are not asked: that may cost a read across the bus.
@@ -51,9 +52,9 @@ impl<'a, 'b> Sleep<'a, 'b> {
         self.note_latency(parked, woken);
         self.engine.tell_fired(woken, self.each);
         let mut found = self.look_back();
-        if woken == Woken::TimedOut && found.work && !found.due {
-            // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not come
-            // either way is lost.
+        if woken == Woken::TimedOut && found.announced {
+            // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not
+            // come either way is lost.
             self.engine.counters.set_state(State::Sleep);
             woken = self.engine.block(Parked { from: back, limit: self.engine.ticks(self.engine.config.grace) });
             let waited = self.lap();
@@ -64,7 +65,7 @@ impl<'a, 'b> Sleep<'a, 'b> {
             found = self.look_back();
         }
         self.count(woken, found);
-        if let (true, Some(gap)) = (found.work, &mut self.engine.gap) {
+        if let (true, Some(gap)) = (found.due || found.announced, &mut self.engine.gap) {
             gap.slept = Some(Slept { from: parked.from, until: back });
         }
         self.engine.woken_at = back;
@@ -75,8 +76,9 @@ impl<'a, 'b> Sleep<'a, 'b> {
         let (set, mut found) = (&self.engine.set, Look::default());
         visit(self.each, &mut |index, source| {
             if source.pending() {
-                found.work = true;
-                found.due |= set.part(index) == Part::Deadline;
+                let by_time = set.part(index) == Part::Deadline;
+                found.due |= by_time;
+                found.announced |= !by_time;
             }
         });
         found
@@ -85,7 +87,10 @@ impl<'a, 'b> Sleep<'a, 'b> {
     /// Takes note of how long the wake-up took, where that is known.
     fn note_latency(&mut self, parked: Parked, woken: Woken) {
         let signalled = match woken {
-            Woken::TimedOut => Some(parked.until() + parked.limit * self.engine.timer_slack_part / 1000),
+            Woken::TimedOut => {
+                let slack = parked.limit / 1000 * self.engine.timer_slack_part;
+                Some(parked.until().saturating_add(slack))
+            }
             Woken::Ready(_) => self.engine.set.signalled_at(),
             Woken::Interrupted => None,
         };
@@ -102,19 +107,21 @@ impl<'a, 'b> Sleep<'a, 'b> {
     fn count(&mut self, woken: Woken, found: Look) {
         let counters = &self.engine.counters;
         counters.parks.add(1);
-        match (woken, found.work) {
-            (Woken::Ready(_), true) => {
+        match woken {
+            Woken::Ready(_) if found.due || found.announced => {
                 counters.wakes.add(1);
                 self.credit();
             }
-            (Woken::TimedOut, true) if found.due => {
-                counters.wakes.add(1);
-                self.credit();
+            Woken::Ready(_) => counters.spurious.add(1),
+            Woken::TimedOut => {
+                counters.rescues.add(found.announced.into());
+                counters.timeouts.add((!found.due && !found.announced).into());
+                if found.due {
+                    counters.wakes.add(1);
+                    self.credit();
+                }
             }
-            (Woken::Ready(_), false) => counters.spurious.add(1),
-            (Woken::TimedOut, true) => counters.rescues.add(1),
-            (Woken::TimedOut, false) => counters.timeouts.add(1),
-            (Woken::Interrupted, _) => {}
+            Woken::Interrupted => {}
         }
     }
 
@@ -140,8 +147,8 @@ impl Steps for Sleep<'_, '_> {
     }
 
     fn fence(&mut self) {
-        // Whoever has work to announce publishes it, then looks whether it is asked to. Arming comes before this fence and
-        // the second look after it, so one of the two sees the other.
+        // Whoever has work to announce publishes it, then looks whether it is asked to. Arming comes before this fence
+        // and the second look after it, so one of the two sees the other.
         after_arming(self.engine.set.needs_heavy_fence());
     }
 

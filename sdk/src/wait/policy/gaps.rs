@@ -15,8 +15,8 @@ const LIGHTEST: f64 = 1e-9;
 
 /// A log-scale histogram of idle gaps that forgets: each gap counts a little more than the one before it.
 ///
-/// Each octave has 16 buckets, from 64 ns to 17 s. A bucket knows how many gaps it holds, their sum, and about the longest
-/// of them, so that a cluster of gaps is known to within a hundredth and not to within a bucket.
+/// Each octave has 16 buckets, from 64 ns to 17 s. A bucket knows how many gaps it holds, their sum, and about the
+/// longest of them, so that a cluster of gaps is known to within a hundredth and not to within a bucket.
 #[derive(Debug, Clone)]
 pub struct GapHistogram {
     /// Weight of the next gap.
@@ -109,8 +109,8 @@ impl GapHistogram {
         })
     }
 
-    /// What each spin time that is worth considering would catch, shortest first: one just beyond each bucket that is not
-    /// empty. Costs are lowest there, because a longer one catches nothing more before the next such bucket.
+    /// What each spin time that is worth considering would catch, shortest first: one just beyond each bucket that is
+    /// not empty. Costs are lowest there, because a longer one catches nothing more before the next such bucket.
     pub(super) fn spins(&self) -> impl Iterator<Item = Caught> {
         // Multiplying is much cheaper than dividing, and this runs again and again.
         let per_gap = 1.0 / self.total.weight;

@@ -1,7 +1,8 @@
 //! When to stop looking and sleep: a rule that learns, as a pure function in virtual time.
 //!
-//! An idle gap ends after a time that nobody knows. Looking for its end costs processor time as long as the gap lasts; sleeping costs
-//! what a wake-up adds, however long it lasts. With `g` the gap, `s` the time spent looking and `w` the cost of a sleep:
+//! An idle gap ends after a time that nobody knows. Looking for its end costs processor time as long as the gap lasts;
+//! sleeping costs what a wake-up adds, however long it lasts. With `g` the gap, `s` the time spent looking and `w` the
+//! cost of a sleep:
 //!
 //! ```text
 //! cost = g        if g <= s        looked until the work came
@@ -9,11 +10,12 @@
 //! best = min(g, w)                 for whoever knows g beforehand
 //! ```
 //!
-//! [`Adaptive`] learns how long gaps last ([`GapHistogram`]) and picks the `s` whose expected cost is least; a guard sees to it that no
-//! sequence of gaps, not even one made by somebody who reads the rule's mind, costs more than 2.05 times the best, plus one sleep. With
-//! a [`Target`] it keeps to that instead.
+//! [`Adaptive`] learns how long gaps last ([`GapHistogram`]) and picks the `s` whose expected cost is least; a guard
+//! sees to it that no sequence of gaps, not even one made by somebody who reads the rule's mind, costs more than 2.05
+//! times the best, plus one sleep. With a [`Target`] it keeps to that instead.
 //!
-//! Nothing here reads a clock, makes a system call, or allocates once made. All times are nanoseconds. `cargo bench -p spinwake-bench
+//! Nothing here reads a clock, makes a system call, or allocates once made. All times are nanoseconds. `cargo bench -p
+//! spinwake-bench
 //! --bench policy` shows the rule beside others.
 
 mod cost;
@@ -127,8 +129,8 @@ const REVIEW_GAPS: u32 = 64;
 const SLEPT_COUNTS: u32 = 16;
 /// By how many times their distance wake-ups are kept further apart for the sake of a debt, at most.
 const DEBT_SPACINGS: u64 = 3;
-/// How much more than the share sleeps may be expected to take before wake-ups are no longer held back: once they are, gaps
-/// look longer than they are.
+/// How much more than the share sleeps may be expected to take before wake-ups are no longer held back: once they are,
+/// gaps look longer than they are.
 const HOLD_MARGIN: f64 = 1.02;
 
 impl Adaptive {
@@ -168,8 +170,8 @@ impl Adaptive {
         self.spin_ns
     }
 
-    /// How long at least must pass from one interrupt that wakes this worker to the next (interrupt moderation), in nanoseconds; zero
-    /// without a [`Target::Cpu`], and while wake-ups are rare enough by themselves.
+    /// How long at least must pass from one interrupt that wakes this worker to the next (interrupt moderation), in
+    /// nanoseconds; zero without a [`Target::Cpu`], and while wake-ups are rare enough by themselves.
     #[inline]
     pub fn hold_ns(&self) -> u64 {
         self.hold_ns
@@ -204,8 +206,9 @@ impl Adaptive {
         }
     }
 
-    /// The kernel has accounted for this much processor time in the gaps that were learned since the last call. To be called now and
-    /// then: it keeps [`cost`](Self::cost) current; and for [`Target::Cpu`], what is kept is then a share by that account.
+    /// The kernel has accounted for this much processor time in the gaps that were learned since the last call. To be
+    /// called now and then: it keeps [`cost`](Self::cost) current; and for [`Target::Cpu`], what is kept is then a
+    /// share by that account.
     pub fn on_cpu_time(&mut self, spent_ns: u64) {
         let reckoned = std::mem::take(&mut self.unaudited);
         // Where looking is most of it, what is left for the sleeps says little.
@@ -231,8 +234,8 @@ impl Adaptive {
         self.rule.gaps()
     }
 
-    /// Why the target cannot be kept by choosing when to sleep, and what happens instead; `None` while it can. Allocates: not for
-    /// the data path.
+    /// Why the target cannot be kept by choosing when to sleep, and what happens instead; `None` while it can.
+    /// Allocates: not for the data path.
     pub fn verdict(&self) -> Option<String> {
         let cost = self.cost.get();
         match &self.mode {
@@ -317,7 +320,7 @@ impl Looking {
         let (debt_ns, spacing_ns) = (allowance.debt_ns(), allowance.spacing_ns(cpu_ns));
         let hold_ns = if self.spin_ns.is_none() || debt_ns > 0 {
             // A debt is paid bit by bit: whoever waits for a frame shall not pay for all of it at once.
-            spacing_ns + debt_ns.min(spacing_ns.saturating_mul(DEBT_SPACINGS))
+            spacing_ns.saturating_add(debt_ns.min(spacing_ns.saturating_mul(DEBT_SPACINGS)))
         } else {
             0
         };

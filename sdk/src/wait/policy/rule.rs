@@ -1,9 +1,9 @@
 //! How long to look before sleeping, so that the expected cost is least.
 //!
-//! A gap that ends while the worker looks costs its length; a longer one costs the time spent looking and one sleep. Over
-//! a histogram of gaps, the best spin time is found by trying all that matter. Two histograms watch the same gaps: one
-//! remembers thousands, and is precise while traffic stays as it is; one remembers dozens, and has forgotten the old
-//! traffic soon after it changed. The rule follows whichever would have done better lately.
+//! A gap that ends while the worker looks costs its length; a longer one costs the time spent looking and one sleep.
+//! Over a histogram of gaps, the best spin time is found by trying all that matter. Two histograms watch the same gaps:
+//! one remembers thousands, and is precise while traffic stays as it is; one remembers dozens, and has forgotten the
+//! old traffic soon after it changed. The rule follows whichever would have done better lately.
 
 use super::gaps::GapHistogram;
 use super::guard::{Guard, cost};
@@ -14,19 +14,21 @@ const LONG_MEMORY: u32 = 8192;
 const SHORT_MEMORY: u32 = 48;
 /// Gaps over which the two are compared.
 const RACE_MEMORY: f64 = 128.0;
-/// The quick one is followed while its losses are below this share of the precise one's: below one, since chance favours
-/// the one that follows chance.
+/// The quick one is followed while its losses are below this share of the precise one's: below one, since chance
+/// favours the one that follows chance.
 const QUICK_WINS: f64 = 0.93;
 /// No spin time is longer than this many sleeps: what it would still catch costs more than it saves.
 const LONGEST_SLEEPS: f64 = 8.0;
-/// How much dearer than the best a longer spin time may look and still be taken. The cost of a sleep counts one frame's delay, and
-/// frames that come close together are all delayed; so where the costs are about equal, looking on is better.
+/// How much dearer than the best a longer spin time may look and still be taken. The cost of a sleep counts one frame's
+/// delay, and frames that come close together are all delayed; so where the costs are about equal, looking on is
+/// better.
 const NEAR_TIE: f64 = 0.01;
 /// The best spin time is found anew after this many gaps,
 const REVIEW_GAPS: u32 = 192;
 /// of which one that was slept in counts as many as this.
 const SLEPT_COUNTS: u32 = 24;
-/// What many gaps say changes slowly: their histogram is looked at in every fourth review only, once it holds more than a few.
+/// What many gaps say changes slowly: their histogram is looked at in every fourth review only, once it holds more than
+/// a few.
 const PRECISE_REVIEWS: u32 = 4;
 const FEW_GAPS: f64 = 1024.0;
 
@@ -35,7 +37,8 @@ const FEW_GAPS: f64 = 1024.0;
 pub(super) struct Rule {
     /// What a sleep costs, in nanoseconds.
     sleep: f64,
-    /// What it is to cost from the next review on. Not sooner: the guard pays for a gap by the cost that it permitted it with.
+    /// What it is to cost from the next review on. Not sooner: the guard pays for a gap by the cost that it permitted
+    /// it with.
     next_sleep: f64,
     precise: Learner,
     quick: Learner,
@@ -141,13 +144,14 @@ impl Learner {
     }
 }
 
-/// The spin time with the least expected cost over `gaps`, when a sleep costs `sleep`; of those that cost about as little, the
-/// longest, since it delays the fewest frames.
+/// The spin time with the least expected cost over `gaps`, when a sleep costs `sleep`; of those that cost about as
+/// little, the longest, since it delays the fewest frames.
 fn cheapest(gaps: &GapHistogram, sleep: f64) -> f64 {
     let expected = |spin: f64, share: f64, mean_ns: f64| mean_ns + (1.0 - share) * (spin + sleep);
     let longest = LONGEST_SLEEPS * sleep;
     let (mut least, mut chosen) = (sleep, 0.0);
-    // Whatever is longer than the least so far and costs about as little is chosen; a new least is longer than all before.
+    // Whatever is longer than the least so far and costs about as little is chosen; a new least is longer than all
+    // before.
     let mut consider = |spin: f64, share: f64, mean_ns: f64| {
         let cost = expected(spin, share, mean_ns);
         if cost <= least * (1.0 + NEAR_TIE) {
@@ -173,7 +177,8 @@ fn cheapest(gaps: &GapHistogram, sleep: f64) -> f64 {
     chosen
 }
 
-/// The longest spin time whose processor time is expected to stay within `share` of the gaps, when a sleep takes `cpu` of it;
+/// The longest spin time whose processor time is expected to stay within `share` of the gaps, when a sleep takes `cpu`
+/// of it;
 /// `None` when even sleeping at once takes more.
 pub(super) fn longest_within(gaps: &GapHistogram, share: f64, cpu: f64) -> Option<u64> {
     let allowed = share * gaps.mean_ns();

@@ -1,7 +1,7 @@
 //! Keeping to a target: late wake-ups, and processor time spent while idle.
 
-/// Of this many sleeps, one may be late. A little more than the hundred that the target says, so that what is granted in
-/// advance is made good.
+/// Of this many sleeps, one may be late. A little more than the hundred that the target says, so that what is granted
+/// in advance is made good.
 const SLEEPS_PER_LATE: f64 = 128.0;
 /// Late sleeps that may happen before as many punctual ones have paid for them, at most.
 const LATE_IN_ADVANCE: f64 = 8.0;
@@ -10,14 +10,14 @@ const PAUSE_NS: std::ops::RangeInclusive<u64> = 100_000_000..=60_000_000_000;
 
 /// Whether sleeping keeps the promise that at most one sleep in a hundred adds more than a limit.
 ///
-/// An account: each measured sleep pays in 1/128, each late one takes out 1, and the worker may sleep while it could pay for a late
-/// one. Eight are granted in advance, and no more is ever saved up. When it cannot pay, the worker polls for a pause, and is lent
-/// one more late sleep to see whether things have improved. Each loan doubles the next pause, from 0.1 s of idle time to a minute,
-/// and a full account pays one back.
+/// An account: each measured sleep pays in 1/128, each late one takes out 1, and the worker may sleep while it could
+/// pay for a late one. Eight are granted in advance, and no more is ever saved up. When it cannot pay, the worker polls
+/// for a pause, and is lent one more late sleep to see whether things have improved. Each loan doubles the next pause,
+/// from 0.1 s of idle time to a minute, and a full account pays one back.
 ///
-/// So of any `n` sleeps in a row at most `8 + n/128` are late, and one for each loan not paid back: in a minute that is spent idle
-/// those are nine at most, afterwards one a minute. Without loans that is one in a hundred from 3,700 sleeps on; with loans,
-/// [`on_trial`](Self::on_trial) says so.
+/// So of any `n` sleeps in a row at most `8 + n/128` are late, and one for each loan not paid back: in a minute that is
+/// spent idle those are nine at most, afterwards one a minute. Without loans that is one in a hundred from 3,700 sleeps
+/// on; with loans, [`on_trial`](Self::on_trial) says so.
 #[derive(Debug, Clone)]
 pub(super) struct Promise {
     limit_ns: u64,
@@ -99,9 +99,10 @@ const RESERVE_NS: f64 = 10e6;
 
 /// Processor time that may be spent while idle: a share of idle time.
 ///
-/// An account: idle time pays in its share, looking and sleeping take out what they take. Looking is permitted only if the account
-/// could pay for it in the worst case, so nothing but sleeps can bring it below zero; then wake-ups are held back until the debt is
-/// paid. So in any stretch of time what was spent exceeds the share by at most 20 ms, and from the start by a few sleeps.
+/// An account: idle time pays in its share, looking and sleeping take out what they take. Looking is permitted only if
+/// the account could pay for it in the worst case, so nothing but sleeps can bring it below zero; then wake-ups are
+/// held back until the debt is paid. So in any stretch of time what was spent exceeds the share by at most 20 ms, and
+/// from the start by a few sleeps.
 #[derive(Debug, Clone)]
 pub(super) struct Allowance {
     asked: f64,

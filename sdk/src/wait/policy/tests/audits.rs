@@ -3,7 +3,8 @@
 use super::*;
 use traces::Random;
 
-/// Serves Poisson gaps for a simulated minute when a sleep really takes `cpu_ns`, of which the policy is told every 100 ms if
+/// Serves Poisson gaps for a simulated minute when a sleep really takes `cpu_ns`, of which the policy is told every 100
+/// ms if
 /// `audited`. Returns it, and which share of idle time was spent.
 fn a_minute(target: Target, mean_ns: f64, cpu_ns: u64, audited: bool) -> (Adaptive, f64) {
     let mut policy = Adaptive::new(COST, target);
@@ -68,8 +69,8 @@ fn time_that_the_kernel_did_not_give_is_not_spent() {
 
 #[test]
 fn where_costs_are_about_equal_it_looks_on() {
-    // Frames every 5 us; one gap in a thousand is a little longer than a wake-up takes. Sleeping in those would save as much as
-    // nothing, and delay all frames that come meanwhile.
+    // Frames every 5 us; one gap in a thousand is a little longer than a wake-up takes. Sleeping in those would save as
+    // much as nothing, and delay all frames that come meanwhile.
     let mut policy = Adaptive::new(COST, Target::None);
     let mut slept = 0;
     for i in 0..100_000u64 {
