@@ -164,6 +164,8 @@ impl Task for Forwarder {
     /// Receive queues alone: a frame that was sent keeps its buffer until the next turn, which costs nobody anything, as
     /// the pool has enough for all rings. An interrupt for each completion would double the wake-ups.
     fn sources(&mut self, each: &mut dyn FnMut(&mut dyn Source)) {
+        // Not the transmit queues: nobody waits for a frame that has been sent, and the pool has enough for all rings. So
+        // what is in flight when the worker falls asleep is fetched when it wakes.
         self.lanes.iter_mut().for_each(|lane| each(&mut *lane.rx));
     }
 
