@@ -61,3 +61,9 @@ guest_missing() {
 qemu_has_igb() {
     qemu-system-x86_64 -device igb,help > /dev/null 2>&1
 }
+
+# Devices for a guest besides the default ones: two igb on one cable, 0000:05:00.0 and 0000:06:00.0, for whoever drives
+# both ends.
+# shellcheck disable=SC2034 # for those who source this
+guest_pair="-netdev hubport,id=c0,hubid=2 -device pcie-root-port,id=rp5,slot=5,addr=0x15 -device igb,netdev=c0,bus=rp5
+-netdev hubport,id=c1,hubid=2 -device pcie-root-port,id=rp6,slot=6,addr=0x16 -device igb,netdev=c1,bus=rp6"
