@@ -6,7 +6,6 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::mmio::{Bar, Reg, Rw};
@@ -80,43 +79,6 @@ impl AsFd for Vector {
     }
 }
 
-/// Several vectors, to wait for whichever fires first.
-#[derive(Debug)]
-pub struct VectorSet {
-    vectors: Vec<Arc<Vector>>,
-    fds: event::PollSet,
-}
-
-impl VectorSet {
-    /// A set of these vectors; one that is given twice counts once.
-    pub fn new(vectors: impl IntoIterator<Item = Arc<Vector>>) -> Self {
-        let mut distinct: Vec<Arc<Vector>> = Vec::new();
-        for vector in vectors {
-            if !distinct.iter().any(|known| Arc::ptr_eq(known, &vector)) {
-                distinct.push(vector);
-            }
-        }
-        let fds = event::PollSet::new(distinct.iter().map(|v| v.as_fd()));
-        Self { vectors: distinct, fds }
-    }
-
-    /// How many different vectors it holds.
-    pub fn len(&self) -> usize {
-        self.vectors.len()
-    }
-
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.vectors.is_empty()
-    }
-
-    /// Blocks until one of them has fired, at most `timeout` (nanosecond resolution); returns whether one had. Clears no
-    /// count, and allocates nothing.
-    pub fn wait(&mut self, timeout: Duration) -> bool {
-        self.fds.wait(timeout).is_ok_and(|ready| ready > 0)
-    }
-}
-
 /// One step of an [`AckProgram`].
 #[derive(Debug, Clone, Copy)]
 pub enum AckStep {
@@ -179,16 +141,5 @@ mod tests {
         let vector = Vector::new().unwrap();
         vector.signal(u64::MAX);
         assert!(vector.take() > 0);
-    }
-
-    #[test]
-    fn a_wait_on_several_clears_nothing() {
-        let (a, b) = (Arc::new(Vector::new().unwrap()), Arc::new(Vector::new().unwrap()));
-        let mut both = VectorSet::new([a.clone(), b.clone(), a.clone()]);
-        assert_eq!(both.len(), 2);
-        assert!(!both.wait(Duration::ZERO));
-        b.signal(1);
-        assert!(both.wait(Duration::from_secs(5)));
-        assert_eq!((a.take(), b.take()), (0, 1));
     }
 }

@@ -44,32 +44,9 @@ pub fn eventfd_add(fd: BorrowedFd<'_>, n: u64) -> io::Result<()> {
 /// A signal ends the wait early, as if the time had passed.
 pub fn wait_readable(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     let mut fds = [libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
-    poll(&mut fds, timeout).map(|ready| ready > 0)
-}
-
-/// File descriptors to wait for, prepared once.
-#[derive(Debug)]
-pub struct PollSet {
-    fds: Vec<libc::pollfd>,
-}
-
-impl PollSet {
-    /// A set of these descriptors. It does not own them: one that is closed meanwhile reports as ready.
-    pub fn new<'a>(fds: impl IntoIterator<Item = BorrowedFd<'a>>) -> Self {
-        let entry = |fd: BorrowedFd<'_>| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-        Self { fds: fds.into_iter().map(entry).collect() }
-    }
-
-    /// Blocks until one of them is readable or `timeout` has passed; returns how many are. As [`wait_readable`].
-    pub fn wait(&mut self, timeout: Duration) -> io::Result<usize> {
-        poll(&mut self.fds, timeout)
-    }
-}
-
-fn poll(fds: &mut [libc::pollfd], timeout: Duration) -> io::Result<usize> {
-    match ppoll(fds, timeout) {
-        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(0),
-        done => done,
+    match ppoll(&mut fds, timeout) {
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(false),
+        done => done.map(|ready| ready > 0),
     }
 }
 
