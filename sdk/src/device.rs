@@ -53,17 +53,23 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     /// How many more mappings it takes; `None` when it sets no limit.
     fn entries_left(&self) -> Option<usize>;
 
-    /// Makes `len` bytes at `va` visible to the devices at `iova`, readable and writable.
+    /// Whether its devices reach memory through its file descriptor only, being another process.
+    fn needs_shared(&self) -> bool {
+        false
+    }
+
+    /// Makes `memory` visible to the devices, readable and writable.
     ///
     /// # Errors
     ///
-    /// When the kernel refuses (memlock limit, no entries left, an address outside the permitted ranges).
+    /// When the kernel refuses (memlock limit, no entries left, an address outside the permitted ranges), or memory has no
+    /// descriptor where that is needed.
     ///
     /// # Safety
     ///
     /// `va .. va + len` stays mapped memory of this process until `unmap` of the same range has succeeded, and nothing
     /// but raw-pointer and atomic accesses is made to what a device owns of it.
-    unsafe fn map(&self, va: *mut u8, len: usize, iova: u64) -> Result<(), DeviceError>;
+    unsafe fn map(&self, memory: Mapping<'_>) -> Result<(), DeviceError>;
 
     /// Takes away what [`map`](Self::map) gave.
     ///
@@ -71,6 +77,19 @@ pub trait Iommu: Send + Sync + fmt::Debug {
     ///
     /// When the kernel refuses; the memory must then be treated as still in the devices' hands.
     fn unmap(&self, iova: u64, len: usize) -> Result<(), DeviceError>;
+}
+
+/// Memory to be made visible to devices.
+#[derive(Debug, Clone, Copy)]
+pub struct Mapping<'a> {
+    /// Where this process sees it.
+    pub va: *mut u8,
+    /// Bytes, whole pages.
+    pub len: usize,
+    /// Where devices shall see it.
+    pub iova: u64,
+    /// What another process maps to see the same memory, from offset 0; `None` for memory private to this one.
+    pub fd: Option<BorrowedFd<'a>>,
 }
 
 /// What a device's bus tells us unasked.

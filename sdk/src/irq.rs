@@ -50,6 +50,19 @@ impl Vector {
         Ok(Self { fd: event::eventfd()? })
     }
 
+    /// A vector that another process made and sent here.
+    ///
+    /// That process may make it block again, and then fill it: a [`signal`](Self::signal) would then wait for it. So would
+    /// any program's, and the kernel offers no write that does not.
+    ///
+    /// # Errors
+    ///
+    /// When it is no eventfd.
+    pub fn adopt(fd: OwnedFd) -> io::Result<Self> {
+        event::adopt_eventfd(fd.as_fd())?;
+        Ok(Self { fd })
+    }
+
     /// How often it fired since the last `take`; zero when it did not. Never blocks.
     pub fn take(&self) -> u64 {
         // A read of an open, non-blocking eventfd fails only with "would block", which `eventfd_take` reports as zero.
@@ -134,6 +147,17 @@ mod tests {
         vector.signal(2);
         assert_eq!(vector.wait(Duration::from_secs(5)), 3);
         assert_eq!(vector.wait(Duration::ZERO), 0);
+    }
+
+    #[test]
+    fn only_an_eventfd_is_adopted() {
+        let vector = Vector::new().unwrap();
+        let other = Vector::adopt(vector.as_fd().try_clone_to_owned().unwrap()).unwrap();
+        vector.signal(3);
+        assert_eq!(other.take(), 3);
+        let error = Vector::adopt(std::fs::File::open("/dev/zero").unwrap().into()).unwrap_err();
+        assert_eq!(error.to_string(), "/dev/zero is no eventfd");
+        assert!(Vector::adopt(std::io::pipe().unwrap().1.into()).is_err());
     }
 
     #[test]

@@ -231,6 +231,26 @@ impl Bar {
         self.write(reg, value);
     }
 
+    /// Writes the 16-bit register at byte `offset`, with the order of [`doorbell`](Self::doorbell): for devices whose doorbells
+    /// are that wide.
+    ///
+    /// # Panics
+    ///
+    /// If `offset` is odd or the register lies outside the BAR.
+    #[inline]
+    pub fn doorbell16(&self, offset: usize, value: u16) {
+        memory_before_device();
+        // `window` is even, so an even offset below it leaves room for both bytes.
+        if offset < self.window && offset.is_multiple_of(2) {
+            // SAFETY: `offset < window`, so the result stays inside the mapping (type invariant).
+            let at = unsafe { self.base.add(offset) };
+            // SAFETY: both bytes are inside the mapping, whose base is page-aligned, and the offset is even.
+            unsafe { at.cast::<u16>().write_volatile(value) };
+        } else {
+            self.write_slow(offset, Width::Word, value.into());
+        }
+    }
+
     /// Sets the bits of `set` and clears those of `clear` in `reg`, by one read and one write.
     pub fn modify(&self, reg: Reg<Rw>, clear: u32, set: u32) {
         self.write(reg, (self.read(reg) & !clear) | set);
@@ -421,6 +441,19 @@ mod tests {
         assert_eq!(bar.read(Reg::<Ro>::at(0x10)), 0x10);
         bar.modify(Reg::at(0x20), 0, 1);
         assert_eq!(*log.0.lock().unwrap(), [(0x20, 0x21)]);
+    }
+
+    #[test]
+    fn a_doorbell_of_sixteen_bits_takes_the_same_roads() {
+        let log = Arc::new(Log::default());
+        let bar = Bar::new(0x3000, vec![(0, Mapping::anonymous(4096).unwrap())], Some(log.clone()));
+        bar.doorbell16(0xffe, 7);
+        assert_eq!(bar.read_at(0xffe, Width::Word), 7);
+        bar.doorbell16(0x1002, 9);
+        assert_eq!(*log.0.lock().unwrap(), [(0x1002, 9)]);
+        let outside = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bar.doorbell16(0x3000, 1)));
+        let odd = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bar.doorbell16(0x11, 1)));
+        assert!(outside.is_err() && odd.is_err());
     }
 
     #[test]

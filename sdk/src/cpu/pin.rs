@@ -55,6 +55,15 @@ pub enum PinError {
     },
 }
 
+/// Lets another thread, `tid`, run on `cores` only: one of the kernel's own, for example.
+///
+/// # Errors
+///
+/// When there is no such thread, it may not be moved, or none of the cores is online and within its cpuset.
+pub fn set_thread_affinity(tid: i32, cores: &CpuSet) -> io::Result<()> {
+    sched::set_affinity(tid, &cores.iter().collect::<Vec<_>>())
+}
+
 /// Keeps the calling thread on `core` from now on, and makes sure that it is there.
 ///
 /// # Errors
@@ -112,9 +121,9 @@ impl KeepOff {
         }
         let left: Vec<usize> = self.allowed.difference(&pinned).iter().collect();
         self.avoided = pinned;
-        if left.is_empty() || sched::set_affinity(&left).is_err() {
+        if left.is_empty() || sched::set_affinity(0, &left).is_err() {
             let all: Vec<usize> = self.allowed.iter().collect();
-            if let Err(error) = sched::set_affinity(&all) {
+            if let Err(error) = sched::set_affinity(0, &all) {
                 log::debug!("a helper thread cannot go back to cores {}: {error}", self.allowed);
             }
         }

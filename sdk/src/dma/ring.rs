@@ -4,7 +4,7 @@
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::{DmaError, DmaRegion, Domain, Iova};
+use super::{Attachment, DmaError, DmaRegion, Iova};
 use crate::mem::{MemRequest, PageSize};
 use crate::sys::relax::Watch;
 
@@ -22,6 +22,16 @@ impl Descriptor {
     #[inline(always)]
     pub fn load(&self, word: usize, order: Ordering) -> u64 {
         self.0[word & 1].load(order)
+    }
+
+    /// Writes word 0 or 1. Release when it hands the descriptor over: what was written before it is then visible.
+    ///
+    /// # Panics
+    ///
+    /// If `order` is one that stores cannot have: Acquire or AcqRel.
+    #[inline(always)]
+    pub fn set(&self, word: usize, value: u64, order: Ordering) {
+        self.0[word & 1].store(value, order);
     }
 
     /// Writes both words. The device sees them at the latest at the next
@@ -56,20 +66,20 @@ pub struct DescRing {
 unsafe impl Send for DescRing {}
 
 impl DescRing {
-    /// A zeroed ring of `len` descriptors, in memory near `node`.
+    /// A zeroed ring of `len` descriptors in memory near `node`, which only the device of `attachment` sees.
     ///
     /// # Errors
     ///
-    /// As [`Domain::alloc`].
+    /// As [`Attachment::alloc`].
     ///
     /// # Panics
     ///
     /// If `len` is not a power of two.
-    pub fn new(domain: &Domain, len: usize, node: Option<usize>) -> Result<Self, DmaError> {
+    pub fn new(attachment: &Attachment, len: usize, node: Option<usize>) -> Result<Self, DmaError> {
         assert!(len.is_power_of_two(), "a ring of {len} descriptors: the length must be a power of two");
         // A ring is a few KiB: a hugepage each would waste most of it. What does not fit a usize does not fit memory.
         let len_bytes = len.saturating_mul(16);
-        let region = domain.alloc(&MemRequest::new(len_bytes).page(PageSize::Ordinary).node(node))?;
+        let region = attachment.alloc(&MemRequest::new(len_bytes).page(PageSize::Ordinary).node(node))?;
         Ok(Self { base: region.as_ptr().cast(), mask: len - 1, region })
     }
 

@@ -19,8 +19,9 @@ pub(super) mod flag {
     pub(in super::super) const SUM_L3: u16 = 1 << 7;
     pub(in super::super) const SUM_TCP: u16 = 1 << 8;
     pub(in super::super) const SUM_UDP: u16 = 1 << 9;
+    pub(in super::super) const SEGMENT: u16 = 1 << 10;
     /// A device must do more than send one buffer as it is.
-    pub(in super::super) const CARE: u16 = CHAINED | VLAN | SUM_L3 | SUM_TCP | SUM_UDP;
+    pub(in super::super) const CARE: u16 = CHAINED | VLAN | SUM_L3 | SUM_TCP | SUM_UDP | SEGMENT;
 }
 
 /// What a device found out about a checksum of a received frame.
@@ -64,6 +65,29 @@ pub enum L4Checksum {
     Tcp,
     /// UDP's.
     Udp,
+}
+
+/// What a large frame carries that a device shall cut into segments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Cut {
+    /// TCP over IPv4.
+    Tcp4,
+    /// TCP over IPv6.
+    Tcp6,
+    /// UDP over either.
+    Udp,
+}
+
+/// How a device shall cut a large frame: each piece gets a copy of the headers, with lengths, numbers and checksums of its
+/// own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Segmentation {
+    /// What it carries.
+    pub cut: Cut,
+    /// Bytes of payload behind the transport header in each piece but the last: TCP's maximum segment size.
+    pub payload: u16,
+    /// The TCP header has the CWR bit, which only the first piece keeps.
+    pub ecn: bool,
 }
 
 /// One packet, owned. Dropping it, on any thread, sends its buffer home.
@@ -225,10 +249,22 @@ impl Frame {
     }
 
     /// Adds `n` bytes in front of the data and returns them to be written; `None` when the headroom is used up.
+    #[inline]
     pub fn prepend(&mut self, n: usize) -> Option<&mut [u8]> {
         let offset = self.offset().checked_sub(n)?;
         self.set_span(offset, self.len() + n);
         Some(&mut self.data_mut()[..n])
+    }
+
+    /// The `N` bytes in front of the data; `None` where the headroom is shorter.
+    #[inline(always)]
+    pub fn headroom<const N: usize>(&self) -> Option<&[u8; N]> {
+        let offset = self.offset().checked_sub(N)?;
+        // SAFETY: the offset, and what is less, stays inside the buffer (type invariant).
+        let at = unsafe { self.buffer.add(offset) };
+        // SAFETY: the bytes up to the data lie inside the buffer, which is initialised memory that belongs to this frame
+        // (type invariant); an array of bytes has no alignment.
+        Some(unsafe { at.cast::<[u8; N]>().as_ref() })
     }
 
     /// Takes `n` bytes off the front of the first segment; returns whether it had that many.
@@ -350,7 +386,22 @@ impl Frame {
         Some((extra.l2_len.into(), extra.l3_len.into(), flags & flag::SUM_L3 != 0, l4))
     }
 
-    /// Whether a device must do more with it than send one buffer as it is: a chain, a VLAN tag, a checksum.
+    /// Asks the sending device to cut the frame, or not to. Checksums must be requested too: a device fills them in for each
+    /// piece.
+    pub fn request_segmentation(&mut self, segmentation: Option<Segmentation>) {
+        self.set_flags(flag::SEGMENT, if segmentation.is_some() { flag::SEGMENT } else { 0 });
+        if let Some(segmentation) = segmentation {
+            self.extra_mut().segmentation = Some(segmentation);
+        }
+    }
+
+    /// What [`request_segmentation`](Self::request_segmentation) asked for.
+    #[inline]
+    pub fn requested_segmentation(&self) -> Option<Segmentation> {
+        if self.flags() & flag::SEGMENT == 0 { None } else { self.extra().segmentation }
+    }
+
+    /// Whether a device must do more with it than send one buffer as it is: a chain, a VLAN tag, a checksum, a cut.
     #[inline(always)]
     pub fn needs_care(&self) -> bool {
         self.flags() & flag::CARE != 0

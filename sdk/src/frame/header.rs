@@ -13,9 +13,9 @@ use loom::sync::atomic::AtomicU32;
 #[cfg(not(loom))]
 use std::sync::atomic::AtomicU32;
 
-use super::Frame;
 use super::layout::Layout;
 use super::returns::{Fate, NONE, Returns};
+use super::{Frame, Segmentation};
 use crate::dma::DmaRegion;
 
 /// Pools that may exist in one process at a time.
@@ -34,6 +34,8 @@ pub(super) struct Extra {
     pub(super) l2_len: u8,
     /// Bytes of network header, for checksum requests.
     pub(super) l3_len: u16,
+    /// How it shall be cut.
+    pub(super) segmentation: Option<Segmentation>,
 }
 
 /// A buffer's header.

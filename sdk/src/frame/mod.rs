@@ -22,7 +22,7 @@ mod posted;
 mod returns;
 
 pub use burst::{BURST, Burst};
-pub use handle::{Checksum, Frame, L4Checksum, Segments, Verdicts};
+pub use handle::{Checksum, Cut, Frame, L4Checksum, Segmentation, Segments, Verdicts};
 pub use in_flight::InFlight;
 pub use pool::{Pool, PoolConfig, PoolError};
 pub use posted::Posted;

@@ -144,7 +144,13 @@ impl Pool {
     /// Fills `burst` with empty frames as far as there are any; returns how many it added.
     #[inline]
     pub fn take_burst<const N: usize>(&mut self, burst: &mut Burst<N>) -> usize {
-        let buffers = self.last_free(burst.remaining_capacity());
+        self.take_some(burst, N)
+    }
+
+    /// Adds `most` empty frames to `burst`, or as many as it has room for and there are; returns how many.
+    #[inline]
+    pub fn take_some<const N: usize>(&mut self, burst: &mut Burst<N>, most: usize) -> usize {
+        let buffers = self.last_free(burst.remaining_capacity().min(most));
         let n = buffers.list.len();
         // SAFETY: the burst's first `len` frames are initialised, so this stays inside its array.
         let to = unsafe { burst.as_mut_ptr().add(burst.len()) };
@@ -321,7 +327,7 @@ impl Drop for Pool {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::{DATA_ROOM, L4Checksum};
+    use super::super::{Cut, DATA_ROOM, L4Checksum, Segmentation};
     use super::*;
 
     fn pool(frames: usize) -> Pool {
@@ -480,7 +486,7 @@ mod tests {
         let mut burst = Burst::<32>::new();
         assert_eq!(pool.take_burst(&mut burst), 32);
         let mut rest = Burst::<32>::new();
-        assert_eq!(pool.take_burst(&mut rest), 8);
+        assert_eq!((pool.take_some(&mut rest, 3), pool.take_burst(&mut rest)), (3, 5));
         pool.give_burst(&mut burst);
         pool.give_burst(&mut rest);
         assert_eq!(pool.available(), 40);
@@ -508,6 +514,10 @@ mod tests {
         frame.request_checksums(14, 20, true, L4Checksum::Tcp);
         assert_eq!((frame.vlan(), frame.rss_hash()), (Some(0x2001), Some(7)));
         assert_eq!(frame.requested_checksums(), Some((14, 20, true, L4Checksum::Tcp)));
+        assert_eq!(frame.requested_segmentation(), None);
+        let cut = Segmentation { cut: Cut::Tcp4, payload: 1448, ecn: false };
+        frame.request_segmentation(Some(cut));
+        assert_eq!(frame.requested_segmentation(), Some(cut));
         pool.give(frame);
         assert!(!pool.take().unwrap().needs_care());
     }

@@ -1,9 +1,9 @@
 //! Empty frames that a receive ring has given to its device.
 #![expect(unsafe_code, reason = "frames move by value between pool, ring and burst, several at a time")]
 
-use std::mem::MaybeUninit;
+use std::mem::{ManuallyDrop, MaybeUninit};
 
-use super::{Burst, DATA_ROOM, Frame, Pool};
+use super::{Burst, DATA_ROOM, Frame, Pool, Verdicts};
 use crate::dma::Iova;
 
 /// The empty frames that a receive ring has given to its device, oldest first: a queue with as many places as the ring
@@ -88,7 +88,39 @@ impl Posted {
         &mut self,
         burst: &mut Burst,
         descriptors: &[D],
+        filled: impl FnMut(&D) -> Option<usize>,
+    ) -> (usize, usize) {
+        self.harvest_if(burst, descriptors, filled, |_| true)
+    }
+
+    /// As [`harvest`](Self::harvest), for a device that puts `N` bytes in front of each frame: moves those about which
+    /// `verdicts` makes something of these bytes, and stops at the first other.
+    #[inline(always)]
+    pub fn harvest_headed<D, const N: usize>(
+        &mut self,
+        burst: &mut Burst,
+        descriptors: &[D],
+        filled: impl FnMut(&D) -> Option<usize>,
+        mut verdicts: impl FnMut(&[u8; N]) -> Option<Verdicts>,
+    ) -> (usize, usize) {
+        // The bytes are looked at where the frame stands, so nothing has moved if they are odd.
+        self.harvest_if(burst, descriptors, filled, |frame| match frame.headroom().and_then(&mut verdicts) {
+            Some(verdicts) => {
+                frame.set_verdicts(verdicts);
+                true
+            }
+            None => false,
+        })
+    }
+
+    /// Moves frames that are filled, as long as `accept` takes them.
+    #[inline(always)]
+    fn harvest_if<D>(
+        &mut self,
+        burst: &mut Burst,
+        descriptors: &[D],
         mut filled: impl FnMut(&D) -> Option<usize>,
+        mut accept: impl FnMut(&mut Frame) -> bool,
     ) -> (usize, usize) {
         let at = self.head & (self.places.len() - 1);
         let n = self.len().min(self.places.len() - at).min(burst.remaining_capacity());
@@ -100,20 +132,40 @@ impl Posted {
             if len > DATA_ROOM {
                 break;
             }
-            // SAFETY: a place between head and tail holds a frame (type invariant), which leaves the queue below.
+            // SAFETY: a place between head and tail holds a frame (type invariant), which leaves the queue below; until then
+            // this copy is not dropped, whatever `accept` does.
             let frame = unsafe { place.assume_init_read() };
+            let mut frame = ManuallyDrop::new(frame.filled_from_empty(len));
+            if !accept(&mut frame) {
+                break;
+            }
             // SAFETY: the burst has room for `n` more frames.
             let to = unsafe { to.add(moved) };
             // SAFETY: inside the burst's array, on a place that holds no frame.
-            unsafe { to.write(frame.filled_from_empty(len)) };
+            unsafe { to.write(ManuallyDrop::into_inner(frame)) };
             moved += 1;
             bytes += len;
         }
-        // A panic of `filled` leaves the frames in the queue: until here neither end has moved.
+        // A panic of either closure leaves the frames in the queue: until here neither end has moved.
         self.head += moved;
         // SAFETY: `moved` more frames were written behind the burst's last.
         unsafe { burst.set_len(burst.len() + moved) };
         (moved, bytes)
+    }
+
+    /// Takes the frame at `position`, still empty, and puts another from `pool` in its place: for a device that is done with
+    /// frames in another order than it got them. `None`, and no change, when there is no frame at that position or the pool
+    /// is dry.
+    pub fn replace(&mut self, position: usize, pool: &mut Pool) -> Option<Frame> {
+        if position.wrapping_sub(self.head) >= self.len() {
+            return None;
+        }
+        let fresh = pool.take()?;
+        let place = &mut self.places[position & (self.places.len() - 1)];
+        // SAFETY: a place between head and tail holds a frame (type invariant), which is overwritten by the next line.
+        let frame = unsafe { place.assume_init_read() };
+        place.write(fresh);
+        Some(frame)
     }
 
     /// Takes the oldest frame, still empty.
@@ -145,7 +197,7 @@ impl Drop for Posted {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
-    use super::super::PoolConfig;
+    use super::super::{Checksum, PoolConfig};
     use super::*;
     use crate::dma::Domain;
 
@@ -209,6 +261,58 @@ mod tests {
         posted.post(&mut pool, &[(); 32], |(), _| ());
         assert_eq!(posted.harvest(&mut burst, &[(); 32], |()| Some(1)), (2, 2));
         assert!(burst.is_full());
+    }
+
+    #[test]
+    fn what_stands_in_front_of_a_frame_decides_and_is_noted() {
+        let mut pool = pool(8);
+        let mut frames = Burst::<4>::new();
+        pool.take_burst(&mut frames);
+        for (frame, number) in frames.iter_mut().zip(0..) {
+            frame.prepend(2).unwrap().copy_from_slice(&[7, number]);
+        }
+        pool.give_burst(&mut frames);
+        let mut posted = Posted::new(4);
+        posted.post(&mut pool, &[(); 4], |(), _| ());
+        let mut burst = Burst::new();
+        let good = Verdicts::new(Checksum::Unknown, Checksum::Good);
+        let mut seen = 0;
+        let moved = posted.harvest_headed(
+            &mut burst,
+            &[(); 4],
+            |()| Some(60),
+            |bytes: &[u8; 2]| {
+                seen += usize::from(bytes[0]);
+                (bytes[1] < 4).then_some(good)
+            },
+        );
+        assert_eq!((moved, seen), ((4, 240), 28));
+        assert!(burst.iter().all(|frame| frame.len() == 60 && frame.l4_checksum() == Checksum::Good));
+        posted.post(&mut pool, &[(); 2], |(), _| ());
+        assert_eq!(posted.harvest_headed(&mut burst, &[(); 2], |()| Some(1), |_: &[u8; 12]| None), (0, 0));
+        let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            posted.harvest_headed(&mut burst, &[(); 2], |()| Some(1), |_: &[u8; 12]| panic!("on purpose"))
+        }));
+        assert!(panic.is_err());
+        assert_eq!((posted.len(), burst.len()), (2, 4));
+        drop((posted, burst));
+        assert_eq!(pool.available(), 8);
+    }
+
+    #[test]
+    fn a_frame_in_the_middle_is_replaced() {
+        let mut pool = pool(4);
+        let mut posted = Posted::new(4);
+        let mut given = Vec::new();
+        posted.post(&mut pool, &[(); 3], |(), iova| given.push(iova));
+        let frame = posted.replace(1, &mut pool).unwrap();
+        assert_eq!(pool.iova(&frame), given[1]);
+        assert!(posted.replace(1, &mut pool).is_none(), "the pool is dry");
+        pool.give(frame);
+        assert!(posted.replace(3, &mut pool).is_none() && posted.replace(usize::MAX, &mut pool).is_none());
+        assert_eq!(posted.len(), 3);
+        drop(posted);
+        assert_eq!(pool.available(), 4);
     }
 
     #[test]

@@ -15,6 +15,13 @@ pub struct Offloads {
     pub vlan_insert: bool,
     /// Note the receive-side-scaling hash in each frame.
     pub rss_hash: bool,
+    /// Cut sent frames of TCP that ask for it into segments. Needs `tx_checksum`.
+    pub tcp_segmentation: bool,
+    /// Cut sent frames of UDP that ask for it into datagrams. Needs `tx_checksum`.
+    pub udp_segmentation: bool,
+    /// Receive frames longer than the MTU that the device, or a virtual machine, would otherwise have to cut: they ask to be
+    /// cut when they are sent on. Needs `rx_checksum`.
+    pub large_receive: bool,
 }
 
 impl Offloads {
@@ -26,6 +33,9 @@ impl Offloads {
             (self.vlan_strip && !have.vlan_strip, "vlan_strip"),
             (self.vlan_insert && !have.vlan_insert, "vlan_insert"),
             (self.rss_hash && !have.rss_hash, "rss_hash"),
+            (self.tcp_segmentation && !have.tcp_segmentation, "tcp_segmentation"),
+            (self.udp_segmentation && !have.udp_segmentation, "udp_segmentation"),
+            (self.large_receive && !have.large_receive, "large_receive"),
         ]
         .into_iter()
         .filter_map(|(lacks, name)| lacks.then_some(name))

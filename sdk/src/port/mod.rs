@@ -36,7 +36,7 @@ pub enum Link {
     Down,
     /// Frames flow.
     Up {
-        /// Speed in megabits per second.
+        /// Speed in megabits per second; zero where the device does not tell.
         mbps: u32,
         /// Both directions at once.
         full_duplex: bool,
@@ -48,7 +48,11 @@ impl fmt::Display for Link {
         match self {
             Self::Down => f.write_str("link down"),
             Self::Up { mbps, full_duplex } => {
-                write!(f, "link up, {mbps} Mbit/s, {} duplex", if *full_duplex { "full" } else { "half" })
+                let duplex = if *full_duplex { "full" } else { "half" };
+                match mbps {
+                    0 => write!(f, "link up, speed unknown, {duplex} duplex"),
+                    mbps => write!(f, "link up, {mbps} Mbit/s, {duplex} duplex"),
+                }
             }
         }
     }
@@ -192,7 +196,7 @@ pub trait RxQueue: Source + fmt::Debug {
     fn rx_burst(&mut self, pool: &mut Pool, burst: &mut Burst) -> usize;
 
     /// The vector that [`arm`](Source::arm) makes fire; `None` when the queue can only be polled. Several queues share one
-    /// where the device has no more.
+    /// where the device has no more. Who waits for it by hand owes the queue a [`fired`](Source::fired) for each time.
     fn vector(&self) -> Option<&Arc<Vector>>;
 
     /// Its counters, for any thread to read.

@@ -133,6 +133,20 @@ impl PortSpec {
         self.text(key).map(|text| text.parse().map_err(|_| self.bad_value(key, possible))).transpose()
     }
 
+    /// Whether `key` is on or off, if it is given.
+    ///
+    /// # Errors
+    ///
+    /// [`SpecError::Value`] when it says anything else.
+    pub fn switch(&self, key: &str) -> Result<Option<bool>, SpecError> {
+        match self.text(key) {
+            None => Ok(None),
+            Some("on") => Ok(Some(true)),
+            Some("off") => Ok(Some(false)),
+            Some(_) => Err(self.bad_value(key, "on or off")),
+        }
+    }
+
     /// The error for a value of `key` that is not possible.
     pub fn bad_value(&self, key: &str, possible: &str) -> SpecError {
         SpecError::Value {
@@ -209,6 +223,14 @@ mod tests {
         let spec: PortSpec = "soft:,queues=many".parse().unwrap();
         let error = spec.key::<u16>("queues", "1 to 16").unwrap_err().to_string();
         assert!(error.contains("queues=many") && error.contains("1 to 16"), "{error}");
+    }
+
+    #[test]
+    fn a_switch_is_on_or_off_or_refused() {
+        let spec: PortSpec = "vhost:/a,packed=on,server=off,mrg=1".parse().unwrap();
+        assert_eq!(["packed", "server", "mac"].map(|key| spec.switch(key).unwrap()), [Some(true), Some(false), None]);
+        let error = spec.switch("mrg").unwrap_err().to_string();
+        assert!(error.contains("mrg=1") && error.contains("on or off"), "{error}");
     }
 
     #[test]

@@ -32,6 +32,8 @@ pub struct TxCounters {
     pub refused: Counter,
     /// Times that the ring was full.
     pub full: Counter,
+    /// Times that the device returned what it did not have, or more than it had.
+    pub lies: Counter,
 }
 
 /// What one queue pair has done.
@@ -57,6 +59,23 @@ pub struct QueueStats {
     pub tx_full: u64,
 }
 
+impl QueueStats {
+    /// What the counters of a pair of queues say now.
+    pub fn read(rx: &RxCounters, tx: &TxCounters) -> Self {
+        Self {
+            rx_frames: rx.frames.get(),
+            rx_bytes: rx.bytes.get(),
+            rx_errors: rx.errors.get(),
+            rx_lies: rx.lies.get(),
+            rx_no_buf: rx.no_buf.get(),
+            tx_frames: tx.frames.get(),
+            tx_bytes: tx.bytes.get(),
+            tx_refused: tx.refused.get(),
+            tx_full: tx.full.get(),
+        }
+    }
+}
+
 /// What a port has done since it was opened.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PortStats {
@@ -74,6 +93,15 @@ pub struct PortStats {
     pub tx_bytes: u64,
     /// Each queue, by id.
     pub queues: Vec<QueueStats>,
+    /// What only this kind of port counts, by name.
+    pub extra: Vec<(&'static str, u64)>,
+}
+
+impl PortStats {
+    /// The count of [`extra`](Self::extra) with this name.
+    pub fn extra(&self, name: &str) -> Option<u64> {
+        self.extra.iter().find(|(known, _)| *known == name).map(|(_, count)| *count)
+    }
 }
 
 /// What a built-in traffic generator has sent, and what its sink has seen come in.
@@ -94,4 +122,7 @@ pub struct GeneratorReport {
     /// before its descriptor was written back) to the doorbell by which it was sent to this sink. However late the thread
     /// is that plays the devices, this is not: only when it missed several doorbells does the last one count for all.
     pub response_ns: Histogram<u64>,
+    /// The same, but only of the first frame that each doorbell sent: how often a driver came late, and not how many frames
+    /// met that.
+    pub first_response_ns: Histogram<u64>,
 }

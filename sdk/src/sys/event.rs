@@ -16,6 +16,28 @@ pub fn eventfd() -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// Makes `fd`, an eventfd that another process made, non-blocking: for all who share it, as that is a property of the
+/// open file.
+///
+/// # Errors
+///
+/// `InvalidInput` when it is no eventfd: whatever else it is, reading, writing or waiting for it might block.
+pub fn adopt_eventfd(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let what = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    // The kernel's name for it (fs/eventfd.c); no file in a file system has a path without a leading slash.
+    if what.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no eventfd", what.display())));
+    }
+    // SAFETY: no pointers; the result is checked.
+    let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    if flags < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: no pointers; the result is checked.
+    let rc = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK) };
+    if rc < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Reads and clears the count of a non-blocking eventfd; zero when nothing was signalled.
 pub fn eventfd_take(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut count = 0u64;

@@ -70,14 +70,30 @@ impl Mapping {
         Self::map(len, libc::MAP_SHARED, fd.as_raw_fd(), offset, Origin::File)
     }
 
+    /// The same, but no page is taken before it is touched, even in a process that locks all it maps from now on
+    /// (`mlockall`): of a file that another process made, there may be more than this machine has.
+    pub fn shared_untouched(fd: BorrowedFd<'_>, offset: u64, len: usize) -> io::Result<Self> {
+        // The kernel takes no page for memory without access, nor when shared memory gets it (mm/mprotect.c).
+        let mapping = Self::map_for(libc::PROT_NONE, len, libc::MAP_SHARED, fd.as_raw_fd(), offset, Origin::File)?;
+        // SAFETY: the range is ours (type invariant), and unlocking changes no content.
+        checked(unsafe { libc::munlock(mapping.ptr.as_ptr().cast(), len) }.into())?;
+        // SAFETY: the range is ours (type invariant), and nobody has been given it yet.
+        let rc = unsafe { libc::mprotect(mapping.ptr.as_ptr().cast(), len, libc::PROT_READ | libc::PROT_WRITE) };
+        checked(rc.into())?;
+        Ok(mapping)
+    }
+
     /// All of `memfd`, shared, readable and writable.
     pub fn memfd(memfd: &Memfd) -> io::Result<Self> {
         Self::map(memfd.len, libc::MAP_SHARED, memfd.fd.as_raw_fd(), 0, Origin::Memfd)
     }
 
     fn map(len: usize, flags: i32, fd: i32, offset: u64, origin: Origin) -> io::Result<Self> {
+        Self::map_for(libc::PROT_READ | libc::PROT_WRITE, len, flags, fd, offset, origin)
+    }
+
+    fn map_for(prot: i32, len: usize, flags: i32, fd: i32, offset: u64, origin: Origin) -> io::Result<Self> {
         let offset = libc::off_t::try_from(offset).map_err(|_| io::ErrorKind::InvalidInput)?;
-        let prot = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: the kernel chooses the address, so no existing mapping is touched.
         let ptr = unsafe { libc::mmap(std::ptr::null_mut(), len, prot, flags, fd, offset) };
         if ptr == libc::MAP_FAILED {
@@ -231,6 +247,13 @@ impl Memfd {
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         std::os::fd::AsFd::as_fd(&self.fd)
     }
+}
+
+/// Whether somebody who has the file may make it shorter: it is not sealed against that, or of a kind that knows no seals.
+pub fn can_shrink(fd: BorrowedFd<'_>) -> bool {
+    // SAFETY: no pointers; the result is checked.
+    let seals = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GET_SEALS) };
+    seals < 0 || seals & libc::F_SEAL_SHRINK == 0
 }
 
 /// How many bytes this process may lock in memory (RLIMIT_MEMLOCK, the soft limit); `None` when it is unlimited.

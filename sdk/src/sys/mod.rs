@@ -10,4 +10,5 @@ pub mod event;
 pub mod mem;
 pub mod relax;
 pub mod sched;
+pub mod socket;
 pub mod vfio;

@@ -34,12 +34,13 @@ pub fn affinity(tid: i32) -> io::Result<Vec<usize>> {
     }
 }
 
-/// Lets the calling thread run on these cores only.
+/// Lets thread `tid` run on these cores only; `0` means the calling thread.
 ///
 /// # Errors
 ///
-/// When none of them is online and allowed by the cpuset of the process, or an id is 65536 or more.
-pub fn set_affinity(cores: &[usize]) -> io::Result<()> {
+/// When there is no such thread, it may not be moved, none of the cores is online and allowed by the cpuset of its process,
+/// or an id is 65536 or more.
+pub fn set_affinity(tid: i32, cores: &[usize]) -> io::Result<()> {
     const WORD_BITS: usize = libc::c_ulong::BITS as usize;
     let bits = cores.iter().max().map_or(WORD_BITS, |last| (last + 1).next_multiple_of(WORD_BITS));
     if bits > MASK_BITS_MAX {
@@ -50,7 +51,7 @@ pub fn set_affinity(cores: &[usize]) -> io::Result<()> {
         mask[core / WORD_BITS] |= 1 << (core % WORD_BITS);
     }
     // SAFETY: the kernel reads `bits / 8` bytes, which is the length of `mask`.
-    let rc = unsafe { libc::sched_setaffinity(0, bits / 8, mask.as_ptr().cast()) };
+    let rc = unsafe { libc::sched_setaffinity(tid, bits / 8, mask.as_ptr().cast()) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 

@@ -11,7 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use super::OpenError;
 use super::check::Candidate;
 use super::memlock::Memlock;
-use crate::device::{DeviceError, Iommu};
+use crate::device::{DeviceError, Iommu, Mapping};
 use crate::sys::vfio;
 
 /// A container with its groups.
@@ -109,7 +109,7 @@ impl Iommu for Container {
         vfio::iommu_info(self.fd.as_fd()).ok()?.entries_left.map(|n| n as usize)
     }
 
-    unsafe fn map(&self, va: *mut u8, len: usize, iova: u64) -> Result<(), DeviceError> {
+    unsafe fn map(&self, Mapping { va, len, iova, .. }: Mapping<'_>) -> Result<(), DeviceError> {
         let groups = self.groups();
         if groups.is_empty() {
             return Err(DeviceError::Missing { device: name(&groups), what: "device left to map memory for".into() });

@@ -92,6 +92,16 @@ impl Interrupts {
         }
     }
 
+    /// Lets the kernel signal vector `vector` of the kind that is on, as if it had fired.
+    pub(super) fn trigger(&self, file: &DeviceFile, vector: usize) -> Result<(), DeviceError> {
+        let on = self.on();
+        let Some((kind, number)) = on.zip(u32::try_from(vector).ok()).filter(|(kind, _)| vector < self.count(*kind))
+        else {
+            return Err(file.missing(format!("vector {vector} that is on")));
+        };
+        vfio::irq_trigger(file.fd(), index(kind), number).map_err(|e| file.failed(CALL, e, ""))
+    }
+
     fn turn_off(file: &DeviceFile, on: &mut Option<IrqKind>) -> Result<(), DeviceError> {
         if let Some(kind) = *on {
             vfio::irqs_off(file.fd(), index(kind)).map_err(|e| file.failed(CALL, e, ""))?;

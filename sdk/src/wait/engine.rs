@@ -9,6 +9,7 @@
 mod audit;
 mod notes;
 mod sleep;
+mod sounding;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -18,7 +19,7 @@ use std::time::Duration;
 use super::care::{self, Care};
 use super::counters::{State, WaitCounters};
 use super::policy::{Adaptive, Idle, Target, WaitPolicy, WakeCost};
-use super::set::{Origin, SourceSet};
+use super::set::{Origin, SourceSet, visit};
 use super::{EachSource, Source, Steps, after_arming, calibrate, park, prepare};
 use crate::clock::{Clock, ClockSource};
 use crate::sys::epoll::Woken;
@@ -118,8 +119,10 @@ pub struct Engine {
     glanced_at: u64,
     /// A source cannot wake it, so it must not sleep.
     sleepless: bool,
-    /// How late the kernel may end a sleep of ours without being late: this part of its length.
+    /// How late the kernel may end a sleep of ours without being late: this part of its length,
     timer_slack_part: u64,
+    /// and no less than this, the thread's own slack.
+    timer_slack: u64,
     judged_at: u64,
     /// What its devices were asked to leave between two wake-ups.
     moderation_ns: u64,
@@ -192,6 +195,7 @@ impl Engine {
                 (Rule::Adaptive(Box::new(Adaptive::new(cost, target))), care)
             }
         };
+        let realtime = sched::is_realtime();
         let mut engine = Self {
             config,
             rule,
@@ -204,7 +208,8 @@ impl Engine {
             woken_at: 0,
             glanced_at: 0,
             sleepless: false,
-            timer_slack_part: if sched::is_realtime() { 0 } else { TIMER_SLACK_PART },
+            timer_slack_part: if realtime { 0 } else { TIMER_SLACK_PART },
+            timer_slack: if realtime { 0 } else { clock.ns_to_ticks(sched::timer_slack_ns().unwrap_or(0)) },
             judged_at: 0,
             moderation_ns: 0,
             moderated: false,
@@ -295,9 +300,10 @@ impl Engine {
     pub fn prepare(&mut self, each: EachSource<'_>) -> Option<Duration> {
         let now = self.clock.now();
         self.call_off(each);
-        if self.set.has_fds() {
-            // One that was left unread fires no more, which a loop that watches for edges would wait for. Before
-            // arming: what a device fires is taken, too.
+        if self.set.has_fds() || self.set.has_lines() {
+            // One that was left unread fires no more, which a loop that watches for edges would wait for; nor does a line
+            // that fired into a sleep which was called off: the loop may have seen that edge, the line's source has not.
+            // Before arming: what a device fires is taken, too.
             self.glance(now, each);
         }
         if self.sleepless || matches!(self.rule, Rule::Poll) {
@@ -312,7 +318,7 @@ impl Engine {
     /// Ends what [`prepare`](Self::prepare) began. Without that it does nothing.
     pub fn resume(&mut self, each: EachSource<'_>) {
         let Some(parked) = self.parked else { return };
-        let woken = self.set.wait(Duration::ZERO);
+        let woken = self.set.wait(Duration::ZERO, each);
         let now = self.clock.now();
         let slept = now.saturating_sub(parked.from);
         self.counters.sleep_ticks.add(slept);
@@ -439,7 +445,7 @@ impl Engine {
         let mut asked = false;
         self.visit_control(each, &mut |source| asked |= source.pending());
         if !asked {
-            self.block(Parked { from: now, limit });
+            self.block(Parked { from: now, limit }, each);
         }
         self.visit_control(each, &mut |source| source.disarm());
         let back = self.clock.now();
@@ -487,8 +493,7 @@ impl Engine {
     /// Asks the kernel about the program's own descriptors, while the worker polls.
     fn glance(&mut self, now: u64, each: EachSource<'_>) {
         self.glanced_at = now;
-        let woken = self.set.wait(Duration::ZERO);
-        self.tell_fired(woken, each);
+        self.set.wait(Duration::ZERO, each);
     }
 
     fn ticks(&self, duration: Duration) -> u64 {
@@ -501,13 +506,4 @@ impl AsFd for Engine {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.set.as_fd()
     }
-}
-
-/// Visits the sources with their place in the order.
-fn visit(each: EachSource<'_>, to: &mut dyn FnMut(usize, &mut dyn Source)) {
-    let mut index = 0;
-    each(&mut |source| {
-        to(index, source);
-        index += 1;
-    });
 }

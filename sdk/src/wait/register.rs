@@ -5,7 +5,7 @@
 //!
 //! ```text
 //! pending ── read, mask, compare ──▶ remembered, where reading clears it, until `take`
-//! arm ────── program: acknowledge what is old, ask for an interrupt ──▶ read back ──▶ INTx: unmask
+//! arm ────── program: acknowledge what is old, ask for an interrupt ──▶ read back ──▶ INTx: unmask if it fired
 //! disarm ─── program: acknowledge, ask for no interrupt
 //! ```
 
@@ -46,7 +46,7 @@ pub struct StatusInterrupt {
     pub arm: AckProgram,
     /// Acknowledges, and asks for none.
     pub disarm: AckProgram,
-    /// Whose line is to be unmasked at each arming; for INTx only, which cannot do without.
+    /// Whose line is to be unmasked when it has fired; for INTx only, which cannot do without.
     pub device: Option<Arc<dyn Device>>,
 }
 
@@ -61,6 +61,8 @@ pub struct RegisterSource {
     status: Status,
     wake: Way,
     armed: bool,
+    /// The kernel may have masked its line: it does so before it says that the line fired, and nobody else does.
+    may_be_masked: bool,
     /// A read that saw work and cleared it.
     seen: Cell<bool>,
     /// What was read: last, or since the last `take` where reading clears.
@@ -97,7 +99,7 @@ impl RegisterSource {
             status.mask
         );
         let wake = Way::None("no interrupt was given for this status register".into());
-        Self { label, bar, status, wake, armed: false, seen: Cell::new(false), read: Cell::new(0) }
+        Self { label, bar, status, wake, armed: false, may_be_masked: true, seen: Cell::new(false), read: Cell::new(0) }
     }
 
     /// The same source, which can end a sleep.
@@ -164,12 +166,16 @@ impl Source for RegisterSource {
         interrupt.arm.run(&self.bar);
         // A write is under way when it returns; a read of the same device that comes back has pushed it there.
         self.pending();
-        // Always, as it cannot be known whether the line is masked: it may have fired with nobody looking.
+        // One that fires from here on, or has fired with nobody looking, is masked: its event is still to come, and the
+        // arming after that unmasks it.
         if interrupt.kind == IrqKind::Intx
+            && self.may_be_masked
             && let Some(device) = &interrupt.device
-            && let Err(error) = device.irq_unmask()
         {
-            log::debug!("{}: INTx stays masked: {error}", self.label);
+            match device.irq_unmask() {
+                Ok(()) => self.may_be_masked = false,
+                Err(error) => log::debug!("{}: INTx stays masked: {error}", self.label),
+            }
         }
     }
 
@@ -180,6 +186,10 @@ impl Source for RegisterSource {
             self.armed = false;
             interrupt.disarm.run(&self.bar);
         }
+    }
+
+    fn fired(&mut self) {
+        self.may_be_masked = true;
     }
 
     fn wake(&self) -> Wake {
@@ -198,9 +208,12 @@ impl Drop for RegisterSource {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::os::fd::BorrowedFd;
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
     use std::sync::{Mutex, MutexGuard, PoisonError};
 
     use super::*;
+    use crate::device::{DeviceError, DeviceId, Iommu, Notices};
     use crate::irq::AckStep;
     use crate::mmio::{Reg, RegisterIo};
 
@@ -367,6 +380,87 @@ mod tests {
                 assert!(source.take().is_some());
             }
         }
+    }
+
+    /// A device with a line, of which it counts how often it is unmasked.
+    #[derive(Debug, Default)]
+    struct Line {
+        unmasked: AtomicUsize,
+        refuses: AtomicBool,
+    }
+
+    fn refused<T>() -> Result<T, DeviceError> {
+        Err(DeviceError::Missing { device: "edu".into(), what: "that".into() })
+    }
+
+    impl Device for Line {
+        fn name(&self) -> &str {
+            "edu"
+        }
+        fn id(&self) -> DeviceId {
+            DeviceId { vendor: 0, device: 0 }
+        }
+        fn numa_node(&self) -> Option<usize> {
+            None
+        }
+        fn bar(&self, _: usize) -> Result<Bar, DeviceError> {
+            refused()
+        }
+        fn config_read(&self, _: u16, _: &mut [u8]) -> Result<(), DeviceError> {
+            refused()
+        }
+        fn config_write(&self, _: u16, _: &[u8]) -> Result<(), DeviceError> {
+            refused()
+        }
+        fn reset(&self) -> Result<(), DeviceError> {
+            refused()
+        }
+        fn set_bus_master(&self, _: bool) -> Result<(), DeviceError> {
+            refused()
+        }
+        fn iommu(&self) -> Arc<dyn Iommu> {
+            panic!("it makes no DMA")
+        }
+        fn irq_count(&self, kind: IrqKind) -> usize {
+            usize::from(kind == IrqKind::Intx)
+        }
+        fn irq_enable(&self, _: IrqKind, _: &[BorrowedFd<'_>]) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn irq_disable(&self) -> Result<(), DeviceError> {
+            Ok(())
+        }
+        fn irq_unmask(&self) -> Result<(), DeviceError> {
+            self.unmasked.fetch_add(1, Ordering::Relaxed);
+            if self.refuses.load(Ordering::Relaxed) { refused() } else { Ok(()) }
+        }
+        fn notices(&self) -> Option<&Notices> {
+            None
+        }
+    }
+
+    #[test]
+    fn intx_is_unmasked_at_first_and_once_each_time_that_it_fired() {
+        let worker = Arc::new(Worker::default());
+        let vector = Arc::new(Vector::new().unwrap());
+        let line = Arc::new(Line::default());
+        let interrupt = StatusInterrupt { device: Some(line.clone()), ..interrupt(&vector, IrqKind::Intx) };
+        let mut source = source(&worker, status(BUSY, 0)).wakes_by(interrupt);
+        let unmasked = |source: &mut RegisterSource| {
+            source.arm();
+            source.disarm();
+            line.unmasked.swap(0, Ordering::Relaxed)
+        };
+        assert_eq!(unmasked(&mut source), 1, "who knows what was before");
+        assert_eq!(unmasked(&mut source), 0, "it did not fire");
+        source.fired();
+        source.fired();
+        assert_eq!([(); 2].map(|()| unmasked(&mut source)), [1, 0]);
+        source.fired();
+        line.refuses.store(true, Ordering::Relaxed);
+        assert_eq!(unmasked(&mut source), 1);
+        line.refuses.store(false, Ordering::Relaxed);
+        assert_eq!([(); 2].map(|()| unmasked(&mut source)), [1, 0], "what failed is tried again");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The sources of one worker as the kernel sees them: one epoll set.
 //!
-//! Vectors and wakers are registered edge-triggered and never read: each signal counts once, and a wake costs no system
+//! Vectors, relays and wakers are registered edge-triggered and never read: each signal counts once, and a wake costs no system
 //! call but the one that slept. A program's own descriptors are registered level-triggered, so that what it leaves
 //! unread is not forgotten.
 
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::counters::SourceWakes;
-use super::{EachSource, Wake, Waker};
+use super::{EachSource, Relay, Source, Wake, Waker};
 use crate::irq::{IrqKind, Vector};
 use crate::sys::epoll::{Epoll, Events, Trigger, Woken};
 use crate::telemetry::Counter;
@@ -19,6 +19,7 @@ use crate::telemetry::Counter;
 #[derive(Debug)]
 enum Event {
     Vector(Arc<Vector>),
+    Relay(Arc<Relay>),
     Waker(Arc<Waker>),
     Fd(Arc<OwnedFd>),
 }
@@ -27,6 +28,7 @@ impl Event {
     fn fd(&self) -> io::Result<BorrowedFd<'_>> {
         Ok(match self {
             Self::Vector(vector) => vector.as_fd(),
+            Self::Relay(relay) => relay.as_fd(),
             Self::Waker(waker) => waker.vector()?.as_fd(),
             Self::Fd(fd) => fd.as_fd(),
         })
@@ -35,6 +37,7 @@ impl Event {
     fn is_same(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Vector(a), Self::Vector(b)) => Arc::ptr_eq(a, b),
+            (Self::Relay(a), Self::Relay(b)) => Arc::ptr_eq(a, b),
             (Self::Waker(a), Self::Waker(b)) => Arc::ptr_eq(a, b),
             (Self::Fd(a), Self::Fd(b)) => Arc::ptr_eq(a, b),
             _ => false,
@@ -56,7 +59,7 @@ pub(super) enum Part {
 /// Where a source's work comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// A device, by its vector.
+    /// A device, by its vector or its relay.
     Device,
     /// Other threads, now and then: requests.
     Control,
@@ -83,6 +86,7 @@ pub(super) struct SourceSet {
     parts: Vec<Part>,
     deaf: Vec<Deaf>,
     has_fds: bool,
+    has_lines: bool,
     needs_heavy_fence: bool,
 }
 
@@ -96,6 +100,7 @@ impl SourceSet {
             parts: Vec::new(),
             deaf: Vec::new(),
             has_fds: false,
+            has_lines: false,
             needs_heavy_fence: false,
         })
     }
@@ -108,7 +113,7 @@ impl SourceSet {
         }
         let mut known = std::mem::take(&mut self.wakes);
         (self.parts, self.deaf) = (Vec::new(), Vec::new());
-        (self.has_fds, self.needs_heavy_fence) = (false, false);
+        (self.has_fds, self.has_lines, self.needs_heavy_fence) = (false, false, false);
         let mut failed = None;
         each(&mut |source| {
             if failed.is_none() {
@@ -125,13 +130,18 @@ impl SourceSet {
         self.ready = Events::new(self.events.len().max(1));
         // What fired before is no wake-up: its edges are seen here. Never by reading it: other workers may wait for the
         // same vector, and one that is empty by the time they run does not wake them.
-        self.wait(Duration::ZERO);
+        self.wait(Duration::ZERO, each);
         failed.map_or(Ok(()), Err)
     }
 
     fn add(&mut self, label: String, wake: Wake) -> Result<(), (String, io::Error)> {
         let (event, how) = match wake {
-            Wake::Vector(vector, kind) => (Event::Vector(vector), by_vector(kind)),
+            Wake::Vector(vector, kind) => {
+                self.has_lines |= kind == IrqKind::Intx;
+                (Event::Vector(vector), by_vector(kind))
+            }
+            Wake::Peer(vector) => (Event::Vector(vector), "by its peer's eventfd"),
+            Wake::Relay(relay) => (Event::Relay(relay), "by its peer's eventfd"),
             Wake::Waker(waker) => (Event::Waker(waker), "by a signal of the thread that has work for it"),
             Wake::Fd(fd) => (Event::Fd(fd), "by becoming readable"),
             Wake::At(_) => {
@@ -152,7 +162,7 @@ impl SourceSet {
             return Ok(());
         }
         let trigger = match &event {
-            Event::Vector(_) => Trigger::Edge,
+            Event::Vector(_) | Event::Relay(_) => Trigger::Edge,
             Event::Waker(waker) => {
                 self.needs_heavy_fence |= waker.needs_heavy_fence();
                 Trigger::Edge
@@ -188,7 +198,7 @@ impl SourceSet {
     pub(super) fn waker_of(&self, index: usize) -> Origin {
         match self.part(index) {
             Part::Event(key) => match self.events.get(key) {
-                Some(Event::Vector(_)) => Origin::Device,
+                Some(Event::Vector(_) | Event::Relay(_)) => Origin::Device,
                 Some(Event::Waker(waker)) if !waker.needs_heavy_fence() => Origin::Control,
                 _ => Origin::Other,
             },
@@ -210,15 +220,29 @@ impl SourceSet {
         self.has_fds
     }
 
+    /// Whether any is woken by INTx, whose line is masked until its source is told that it fired.
+    pub(super) fn has_lines(&self) -> bool {
+        self.has_lines
+    }
+
     /// Whether arming takes effect only with the heavy fence.
     pub(super) fn needs_heavy_fence(&self) -> bool {
         self.needs_heavy_fence
     }
 
-    /// Blocks until an event comes, at most `limit`.
-    pub(super) fn wait(&mut self, limit: Duration) -> Woken {
+    /// Blocks until an event comes, at most `limit`, and tells the sources whose event it was. There is no other way to
+    /// consume an event: a source that is not told of one may never fire again.
+    pub(super) fn wait(&mut self, limit: Duration, each: EachSource<'_>) -> Woken {
         // It fails only for a bad descriptor or buffer, and these are ours. As a limit of zero it stays bounded.
-        self.epoll.wait(&mut self.ready, limit).unwrap_or(Woken::TimedOut)
+        let woken = self.epoll.wait(&mut self.ready, limit).unwrap_or(Woken::TimedOut);
+        if let Woken::Ready(_) = woken {
+            visit(each, &mut |index, source| {
+                if self.has_fired(index) {
+                    source.fired();
+                }
+            });
+        }
+        woken
     }
 
     /// Whether the source at `index` is among those whose event came with the last wait.
@@ -240,6 +264,15 @@ impl AsFd for SourceSet {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.epoll.as_fd()
     }
+}
+
+/// Visits the sources with their place in the order.
+pub(super) fn visit(each: EachSource<'_>, to: &mut dyn FnMut(usize, &mut dyn Source)) {
+    let mut index = 0;
+    each(&mut |source| {
+        to(index, source);
+        index += 1;
+    });
 }
 
 fn noted(label: String, how: String) -> Arc<SourceWakes> {

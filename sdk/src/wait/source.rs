@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Waker;
+use super::{Relay, Waker};
 use crate::irq::{IrqKind, Vector};
 use crate::sys::relax::Watch;
 
@@ -32,6 +32,9 @@ pub trait Source: Send {
     fn pending(&self) -> bool;
 
     /// Asks for a wake-up when work comes. Armed already, it changes nothing.
+    ///
+    /// The kernel masks a line of INTx each time it fires, so arming must unmask it: after each [`fired`](Self::fired), and
+    /// the first time. Other armings may spare the system call.
     fn arm(&mut self) {}
 
     /// Asks for no wake-ups. One that is under way may still come.
@@ -41,7 +44,11 @@ pub trait Source: Send {
     /// a deadline is asked for before each sleep.
     fn wake(&self) -> Wake;
 
-    /// Called when its [`Wake`] was seen to fire, before `disarm`.
+    /// Called for each event of its [`Wake`] that its worker consumes, before it is armed again; also for those that came
+    /// while it was not armed. Sources that share a vector are all told.
+    ///
+    /// An [`Engine`](super::Engine) does so by itself. Whoever waits for the vector without one must call this after each wait
+    /// that found it fired, and each time its count is taken, before arming: a line of INTx may stay masked otherwise.
     fn fired(&mut self) {}
 
     /// The memory that is written when its work comes: where the processor can wait for a write, a worker that looks
@@ -64,6 +71,10 @@ pub trait Source: Send {
 pub enum Wake {
     /// This vector of a device fires.
     Vector(Arc<Vector>, IrqKind),
+    /// A peer in another process writes to this eventfd.
+    Peer(Arc<Vector>),
+    /// A peer in another process writes to the eventfd that this relay follows.
+    Relay(Arc<Relay>),
     /// Another thread calls this waker.
     Waker(Arc<Waker>),
     /// This file descriptor becomes readable, and stays so until it is read.

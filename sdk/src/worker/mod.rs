@@ -325,6 +325,8 @@ fn turns<T: Task>(task: &mut T, shared: &Shared<T>, engine: &mut Engine) {
         }
         busy = 0;
         if control.is_due() {
+            // A request ends an idle gap as work does: what was spent in it counts, and what it takes itself does not.
+            engine.worked(now);
             if control.serve(task) {
                 return;
             }

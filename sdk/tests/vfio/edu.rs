@@ -53,7 +53,8 @@ impl Page {
     }
 
     pub(crate) fn map(&self, iommu: &Arc<dyn Iommu>, iova: u32) -> Result<(), DeviceError> {
+        let memory = spinwake::device::Mapping { va: self.0.as_ptr().as_ptr(), len: 4096, iova: iova.into(), fd: None };
         // SAFETY: every test unmaps, or closes its devices, before it drops the page, and touches it by atomics only.
-        unsafe { iommu.map(self.0.as_ptr().as_ptr(), 4096, iova.into()) }
+        unsafe { iommu.map(memory) }
     }
 }

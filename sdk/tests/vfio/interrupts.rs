@@ -26,6 +26,23 @@ fn guest_msi_fires_its_eventfd() {
 }
 
 #[test]
+fn guest_a_vector_is_triggered_without_its_device() {
+    let Some(_guest) = guest() else { return };
+    let device = igb(0);
+    assert!(device.irq_trigger(0).is_err(), "nothing is on");
+    let vectors: Vec<Vector> = (0..3).map(|_| Vector::new().unwrap()).collect();
+    device.irq_enable(IrqKind::Msix, &fds(&vectors)).unwrap();
+    for _ in 0..2 {
+        device.irq_trigger(2).unwrap();
+        assert_eq!(vectors[2].wait(LONG), 1);
+    }
+    assert_eq!((vectors[0].take(), vectors[1].take()), (0, 0));
+    assert!(device.irq_trigger(1 << 20).is_err());
+    device.irq_disable().unwrap();
+    assert!(device.irq_trigger(2).is_err(), "nothing is on any longer");
+}
+
+#[test]
 fn guest_intx_is_masked_when_it_fires_until_it_is_unmasked() {
     let Some(_guest) = guest() else { return };
     let device = edu();

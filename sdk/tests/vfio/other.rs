@@ -38,8 +38,10 @@ fn guest_other_process() {
         return;
     }
     let memory = Mapping::anonymous(1 << 20).unwrap();
+    let (va, len) = (memory.as_ptr().as_ptr(), memory.len());
+    let mapping = spinwake::device::Mapping { va, len, iova: 0x10_0000, fd: None };
     // SAFETY: the device is closed before the memory is unmapped, and nobody touches the memory.
-    match unsafe { device.iommu().map(memory.as_ptr().as_ptr(), memory.len(), 0x10_0000) } {
+    match unsafe { device.iommu().map(mapping) } {
         Ok(()) => println!("says: mapped"),
         Err(error) => println!("says: {error}"),
     }

@@ -92,6 +92,7 @@ fn sleep_on(kind: IrqKind) {
             }
             source.disarm();
             vector.take();
+            source.fired();
         }
         assert!(source.take().is_some());
         assert_eq!(bar.read(edu_regs::FACTORIAL), factorial(n), "round {round}: the factorial of {n}");

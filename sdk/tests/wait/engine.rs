@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use spinwake::clock::Clock;
+use spinwake::cpu::set_timer_slack_ns;
 use spinwake::sys::event::wait_readable;
 use spinwake::sys::sched;
 use spinwake::wait::{
@@ -438,6 +439,39 @@ fn a_target_within_reach_needs_no_words() {
     assert!(engine.notes().iter().all(|note| !note.contains("idle cores")), "{:?}", engine.notes());
 }
 
+/// Sleeps until a device has work, and does not tell when it announced that; again and again until it was `enough`.
+fn sleep_on_a_device(target: Target, enough: impl Fn(&WaitCounters) -> bool) -> Arc<WaitCounters> {
+    let mut device = Device::new();
+    let mut engine = engine(patient(WaitPolicy::Adaptive(target)), &mut [&mut device]);
+    let (shared, counters) = (device.shared.clone(), engine.counters().clone());
+    let deadline = Instant::now() + LONG;
+    while !enough(&counters) {
+        assert!(Instant::now() < deadline, "not enough: {counters:?}");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                until("a sleep", || shared.is_armed());
+                thread::sleep(Duration::from_millis(5));
+                shared.put();
+            });
+            idle_until_work(&mut engine, &mut [&mut device]);
+            device.take();
+        });
+    }
+    counters
+}
+
+#[test]
+fn how_long_a_device_takes_to_wake_is_seen_without_a_sleep_more() {
+    let target = Target::Wake { latency: LONG };
+    let counters = sleep_on_a_device(target, |counters| counters.wake_ns.snapshot().count() >= 5);
+    // What a sounding ends is no sleep of its own, no limit that passed, and nothing that was lost.
+    assert_eq!((counters.timeouts.get(), counters.rescues.get()), (0, 0), "{counters:?}");
+    assert_eq!(counters.parks.get(), counters.wakes.get() + counters.spurious.get(), "{counters:?}");
+    // Who keeps to no latency does not ask.
+    let counters = sleep_on_a_device(Target::None, |counters| counters.parks.get() >= 20);
+    assert_eq!(counters.wake_ns.snapshot().count(), 0);
+}
+
 #[test]
 fn what_a_sleep_takes_of_the_processor_is_learned_from_the_kernel() {
     let mut timer = Timer::new("tick");
@@ -453,4 +487,22 @@ fn what_a_sleep_takes_of_the_processor_is_learned_from_the_kernel() {
         timer.take_due();
     }
     assert!(calibrated > 0 && counters.parks.get() > 0);
+}
+
+#[test]
+fn a_timer_is_not_late_while_its_thread_s_slack_lasts() {
+    // In a thread of its own: the slack is that thread's.
+    let counters = thread::spawn(|| {
+        set_timer_slack_ns(200_000_000).unwrap();
+        let mut device = Device::new();
+        let config = EngineConfig { sleep_limit: Duration::from_millis(1), ..EngineConfig::new(WaitPolicy::Interrupt) };
+        let mut engine = engine(config, &mut [&mut device]);
+        while engine.counters().timeouts.get() < 10 {
+            engine.idle(Clock::get().now(), &mut |each| each(&mut device));
+        }
+        engine.counters().clone()
+    });
+    let counters = counters.join().expect("no panic");
+    // A machine that is busy may take longer than that now and then.
+    assert!(counters.wake_ns.snapshot().count() < 5, "{counters:?}");
 }

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
+use spinwake::irq::IrqKind;
 use spinwake::sys::event::wait_readable;
-use spinwake::wait::{Engine, EngineConfig, FdSource, Source, Target, WaitPolicy};
+use spinwake::wait::{Engine, EngineConfig, FdSource, Source, Target, WaitPolicy, Wake};
 use tokio::io::unix::AsyncFd;
 
 use crate::rig::{Device, LONG, engine, patient, until};
@@ -157,4 +158,70 @@ fn a_sleep_that_was_prepared_is_called_off_by_the_next_and_by_other_sources() {
     engine.resume(&mut both);
     assert!(!device.shared.is_armed());
     assert_eq!(engine.counters().parks.get(), 0);
+}
+
+/// A line of INTx: masked each time it fires, unmasked by the arming after its source was told.
+struct Line {
+    device: Device,
+    masked: bool,
+    told: bool,
+    /// Work comes as soon as it is armed.
+    comes: bool,
+}
+
+impl Line {
+    fn interrupt(&mut self) {
+        self.device.shared.put_silently();
+        if !std::mem::replace(&mut self.masked, true) {
+            self.device.shared.vector.signal(1);
+        }
+    }
+}
+
+impl Source for Line {
+    fn label(&self) -> String {
+        self.device.label()
+    }
+    fn pending(&self) -> bool {
+        self.device.pending()
+    }
+    fn arm(&mut self) {
+        self.device.arm();
+        if std::mem::take(&mut self.told) {
+            self.masked = false;
+        }
+        if std::mem::take(&mut self.comes) {
+            self.interrupt();
+        }
+    }
+    fn disarm(&mut self) {
+        self.device.disarm();
+    }
+    fn wake(&self) -> Wake {
+        Wake::Vector(self.device.shared.vector.clone(), IrqKind::Intx)
+    }
+    fn fired(&mut self) {
+        self.told = true;
+    }
+}
+
+#[test]
+fn a_line_that_fired_into_a_sleep_called_off_is_unmasked_in_a_loop_that_watches_for_edges() {
+    let mut line = Line { device: Device::new(), masked: false, told: false, comes: true };
+    let mut engine = engine(patient(WaitPolicy::Interrupt), &mut [&mut line]);
+    let mut poll = Poll::new().unwrap();
+    let mut events = Events::with_capacity(4);
+    poll.registry().register(&mut SourceFd(&engine.as_fd().as_raw_fd()), Token(7), Interest::READABLE).unwrap();
+    assert_eq!(engine.prepare(&mut |each| each(&mut line)), None, "work came meanwhile");
+    // The loop looks at its other descriptors, and has seen the engine's edge then.
+    poll.poll(&mut events, Some(LONG)).unwrap();
+    assert!(!events.is_empty() && line.masked);
+    assert_eq!(line.device.take(), 1);
+    assert!(engine.prepare(&mut |each| each(&mut line)).is_some());
+    assert!(!line.masked, "nothing could wake it");
+    line.interrupt();
+    poll.poll(&mut events, Some(LONG)).unwrap();
+    assert!(!events.is_empty());
+    engine.resume(&mut |each| each(&mut line));
+    assert_eq!((engine.counters().wakes.get(), engine.counters().rescues.get()), (1, 0));
 }

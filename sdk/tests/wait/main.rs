@@ -4,4 +4,5 @@
 mod engine;
 mod foreign;
 mod rig;
+mod told;
 mod worker;

@@ -105,8 +105,12 @@ fn a_request_that_nobody_gets_to_is_withdrawn() {
 #[test]
 fn a_caller_whose_request_takes_longer_than_its_limit_sleeps_meanwhile() {
     let worker = spawn(EngineConfig::new(WaitPolicy::Poll), Taker::new(Vec::new()));
-    let before = sched::thread_cpu_time();
-    worker.call(Duration::from_millis(1), |_| std::thread::sleep(Duration::from_millis(500))).unwrap();
+    let long = |_: &mut Taker| std::thread::sleep(Duration::from_millis(500));
+    let mut before = sched::thread_cpu_time();
+    until("a request that is begun within its limit", || {
+        before = sched::thread_cpu_time();
+        worker.call(Duration::from_millis(1), long).is_ok()
+    });
     let used = sched::thread_cpu_time() - before;
     assert!(used < Duration::from_millis(50), "{used:?}");
     worker.stop().unwrap();
@@ -169,5 +173,17 @@ fn a_source_that_cannot_wake_added_at_run_time_makes_it_poll() {
         shared.put_silently();
         until("the work being taken", || shared.work.load(Ordering::SeqCst) == 0);
     }
+    worker.stop().unwrap();
+}
+
+#[test]
+fn a_request_ends_an_idle_gap_as_work_does() {
+    let worker = spawn(patient(WaitPolicy::Adaptive(Target::None)), Taker::new(vec![Device::new()]));
+    for _ in 0..20 {
+        until("a sleep", || worker.waits().state() == State::Sleep);
+        worker.call(LONG, |_| ()).unwrap();
+    }
+    // Else nothing is known of what was spent in it, and a share of the processor is not kept.
+    until("gaps", || worker.waits().gap_ns.snapshot().count() >= 20);
     worker.stop().unwrap();
 }

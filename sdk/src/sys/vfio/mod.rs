@@ -220,6 +220,14 @@ pub fn irq_unmask(device: BorrowedFd<'_>, index: IrqIndex) -> io::Result<()> {
     call_with(device, DEVICE_SET_IRQS, &mut arg).map(drop)
 }
 
+/// Signals the eventfd of one interrupt of that kind which is on, as if it had fired.
+pub fn irq_trigger(device: BorrowedFd<'_>, index: IrqIndex, number: u32) -> io::Result<()> {
+    let mut arg = irq_set(irq_flag::DATA_NONE | irq_flag::ACTION_TRIGGER, index, 1);
+    // `start` stands between index and count.
+    arg[12..16].copy_from_slice(&number.to_ne_bytes());
+    call_with(device, DEVICE_SET_IRQS, &mut arg).map(drop)
+}
+
 /// Resets a device.
 pub fn reset(device: BorrowedFd<'_>) -> io::Result<()> {
     call(device, DEVICE_RESET, 0).map(drop)

@@ -1,5 +1,6 @@
 //! One sleep: the steps of a park, and the account of it.
 
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::{Engine, Gap, Parked, Rule, Slept, visit};
@@ -50,18 +51,17 @@ impl<'a, 'b> Sleep<'a, 'b> {
         let back = self.now;
         self.engine.counters.set_state(State::Arm);
         self.note_latency(parked, woken);
-        self.engine.tell_fired(woken, self.each);
         let mut found = self.look_back();
         if woken == Woken::TimedOut && found.announced {
             // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not
             // come either way is lost.
             self.engine.counters.set_state(State::Sleep);
-            woken = self.engine.block(Parked { from: back, limit: self.engine.ticks(self.engine.config.grace) });
+            let grace = Parked { from: back, limit: self.engine.ticks(self.engine.config.grace) };
+            woken = self.engine.block(grace, self.each);
             let waited = self.lap();
             self.engine.counters.sleep_ticks.add(waited);
             self.engine.note_away(waited);
             self.engine.counters.set_state(State::Arm);
-            self.engine.tell_fired(woken, self.each);
             found = self.look_back();
         }
         self.count(woken, found);
@@ -87,10 +87,7 @@ impl<'a, 'b> Sleep<'a, 'b> {
     /// Takes note of how long the wake-up took, where that is known.
     fn note_latency(&mut self, parked: Parked, woken: Woken) {
         let signalled = match woken {
-            Woken::TimedOut => {
-                let slack = parked.limit / 1000 * self.engine.timer_slack_part;
-                Some(parked.until().saturating_add(slack))
-            }
+            Woken::TimedOut => Some(self.engine.expiry(parked)),
             Woken::Ready(_) => self.engine.set.signalled_at(),
             Woken::Interrupted => None,
         };
@@ -168,7 +165,10 @@ impl Steps for Sleep<'_, '_> {
 
     fn block(&mut self) -> bool {
         let Some(parked) = self.engine.parked else { return false };
-        let woken = self.engine.block(parked);
+        let woken = match self.engine.sound(parked, self.each) {
+            ControlFlow::Break(woken) => woken,
+            ControlFlow::Continue(rest) => self.engine.block(rest, self.each),
+        };
         let slept = self.lap();
         self.engine.counters.sleep_ticks.add(slept);
         self.engine.note_away(slept);
@@ -204,11 +204,17 @@ impl Engine {
         limit
     }
 
-    /// Blocks, and goes on blocking when a signal handler ran meanwhile.
-    pub(super) fn block(&mut self, parked: Parked) -> Woken {
+    /// When a sleep whose limit has passed should have ended.
+    pub(super) fn expiry(&self, parked: Parked) -> u64 {
+        let slack = (parked.limit / 1000 * self.timer_slack_part).max(self.timer_slack);
+        parked.until().saturating_add(slack)
+    }
+
+    /// Blocks, and goes on blocking when a signal handler ran meanwhile. Tells the sources that woke.
+    pub(super) fn block(&mut self, parked: Parked, each: EachSource<'_>) -> Woken {
         let mut left = parked.limit;
         loop {
-            match self.set.wait(Duration::from_nanos(self.clock.ticks_to_ns(left))) {
+            match self.set.wait(Duration::from_nanos(self.clock.ticks_to_ns(left)), each) {
                 Woken::Interrupted => left = parked.until().saturating_sub(self.clock.now()),
                 woken => return woken,
             }
@@ -220,17 +226,6 @@ impl Engine {
         if let Some(Gap { away, sleeps, .. }) = &mut self.gap {
             *away += ticks;
             *sleeps = sleeps.saturating_add(1);
-        }
-    }
-
-    /// Tells the sources that woke.
-    pub(super) fn tell_fired(&self, woken: Woken, each: EachSource<'_>) {
-        if let Woken::Ready(_) = woken {
-            visit(each, &mut |index, source| {
-                if self.set.has_fired(index) {
-                    source.fired();
-                }
-            });
         }
     }
 }

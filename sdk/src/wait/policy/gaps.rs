@@ -118,7 +118,7 @@ impl GapHistogram {
             *weight += bucket.weight;
             *sum_ns += bucket.sum_ns;
             Some(Caught {
-                spin_ns: bucket.longest_ns + bucket.longest_ns / 128 + 1,
+                spin_ns: bucket.longest_ns.saturating_add(bucket.longest_ns / 128 + 1),
                 share: (*weight * per_gap).min(1.0),
                 mean_ns: *sum_ns * per_gap,
             })
@@ -221,6 +221,13 @@ mod tests {
         let shares: Vec<_> = gaps.spins().map(|caught| (caught.spin_ns, (caught.share * 10.0).round())).collect();
         assert_eq!(shares.len(), 3);
         assert_eq!(shares[2].1, 10.0);
+    }
+
+    #[test]
+    fn the_longest_gap_that_can_be_told_is_caught_by_a_spin_without_end() {
+        let mut gaps = GapHistogram::new(1_000);
+        gaps.add(u64::MAX);
+        assert_eq!(gaps.spins().next().map(|caught| caught.spin_ns), Some(u64::MAX));
     }
 
     #[test]

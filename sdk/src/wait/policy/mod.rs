@@ -22,6 +22,7 @@ mod cost;
 mod gaps;
 mod guard;
 mod rule;
+mod sounding;
 mod spec;
 mod target;
 #[cfg(all(test, not(loom)))]
@@ -35,6 +36,7 @@ use std::time::Duration;
 
 use cost::LiveCost;
 use rule::{Rule, longest_within};
+use sounding::Sounding;
 use target::{Allowance, Promise};
 
 /// Decides how long a worker looks before it sleeps, and learns from each gap.
@@ -79,7 +81,7 @@ struct Unaudited {
 #[derive(Debug, Clone)]
 enum Mode {
     Least,
-    Wake(Promise, Feasible),
+    Wake(Promise, Sounding, Feasible),
     Cpu(Allowance, Looking),
 }
 
@@ -145,7 +147,7 @@ impl Adaptive {
             Target::Wake { latency } => {
                 let limit_ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
                 let feasible = if cost.latency_p99_ns <= limit_ns { Feasible::Yes } else { Feasible::No };
-                Mode::Wake(Promise::new(limit_ns), feasible)
+                Mode::Wake(Promise::new(limit_ns), Sounding::new(), feasible)
             }
             Target::Cpu { share } => {
                 assert!(share > 0.0 && share <= 1.0, "a share of a core is more than 0 and at most 1, not {share}");
@@ -186,7 +188,12 @@ impl Adaptive {
         self.unaudited.add(idle, spent_ns);
         match &mut self.mode {
             Mode::Least => {}
-            Mode::Wake(promise, _) => promise.idle(idle.idle_ns),
+            Mode::Wake(promise, sounding, _) => {
+                promise.idle(idle.idle_ns);
+                if idle.sleeps > 0 {
+                    sounding.slept(idle.gap_ns.saturating_sub(idle.looked_ns));
+                }
+            }
             Mode::Cpu(allowance, looking) => {
                 allowance.settle(idle.idle_ns, spent_ns);
                 looking.learn(self.rule.gaps(), allowance, cpu_ns, idle.sleeps > 0);
@@ -200,9 +207,33 @@ impl Adaptive {
     pub fn on_wake_latency(&mut self, latency_ns: u64) {
         self.cost.measured(latency_ns);
         self.rule.set_sleep_ns(sleep_ns(&self.mode, self.cost.get()));
-        if let Mode::Wake(promise, _) = &mut self.mode {
+        if let Mode::Wake(promise, ..) = &mut self.mode {
             promise.measured(latency_ns);
             self.decide();
+        }
+    }
+
+    /// After how long the sleep that begins now is to be ended, only to see how long that wake-up takes, before it goes
+    /// on; `None` for most sleeps, and without a [`Target::Wake`]. To be asked once a sleep.
+    #[inline]
+    pub fn sound_ns(&mut self) -> Option<u64> {
+        let latency_ns = self.cost.get().latency_ns;
+        match &mut self.mode {
+            Mode::Wake(promise, sounding, _) => sounding.next(promise.on_trial(), latency_ns),
+            Mode::Least | Mode::Cpu(..) => None,
+        }
+    }
+
+    /// A sleep was ended as [`sound_ns`](Self::sound_ns) asked, and the worker was awake this long after the time that was
+    /// set; zero for a timer that was early, as those of some length may be.
+    ///
+    /// Where work came meanwhile nobody knows which of the two ended the sleep; either way the wake-up took as long as
+    /// this at least. Where that is nothing, it is not to be called.
+    pub fn on_sounding(&mut self, late_ns: u64) {
+        if late_ns > 0 {
+            self.on_wake_latency(late_ns);
+        } else if let Mode::Wake(promise, ..) = &mut self.mode {
+            promise.measured(0);
         }
     }
 
@@ -240,16 +271,17 @@ impl Adaptive {
         let cost = self.cost.get();
         match &self.mode {
             Mode::Least => None,
-            Mode::Wake(_, Feasible::No) => Some(format!(
+            Mode::Wake(_, _, Feasible::No) => Some(format!(
                 "a wake-up takes {} at the median and {} at p99 on this core: {} cannot be kept by sleeping, so this worker polls",
                 Ns(cost.latency_ns),
                 Ns(cost.latency_p99_ns),
                 self.target(),
             )),
-            Mode::Wake(promise, Feasible::Yes) if promise.on_trial() => {
+            Mode::Wake(promise, _, Feasible::Yes) if promise.on_trial() => {
                 let (sleeps, late) = promise.counts();
                 Some(format!(
-                    "{late} of {sleeps} sleeps added more than {} allows, and lately a wake-up takes {} at the median and {} at p99: \
+                    "{late} of the last {sleeps} wake-ups that were measured took longer than {} allows, where one in a hundred may \
+                     and half of that is acted on; they take {} at the median and {} at p99: \
                      this worker polls, and sleeps now and then to see whether that has improved",
                     self.target(),
                     Ns(cost.latency_ns),
@@ -271,7 +303,7 @@ impl Adaptive {
     fn target(&self) -> Target {
         match &self.mode {
             Mode::Least => Target::None,
-            Mode::Wake(promise, _) => Target::Wake { latency: Duration::from_nanos(promise.limit_ns()) },
+            Mode::Wake(promise, ..) => Target::Wake { latency: Duration::from_nanos(promise.limit_ns()) },
             Mode::Cpu(allowance, _) => Target::Cpu { share: allowance.asked() },
         }
     }
@@ -281,7 +313,8 @@ impl Adaptive {
     fn decide(&mut self) {
         (self.spin_ns, self.hold_ns) = match &self.mode {
             Mode::Least => (self.rule.spin_ns(), 0),
-            Mode::Wake(promise, Feasible::Yes) if promise.may_sleep() => (self.rule.spin_ns(), 0),
+            // A gap that outlasts the pause ends in sleeps again: else a worker without traffic would poll for ever.
+            Mode::Wake(promise, _, Feasible::Yes) => (self.rule.spin_ns().max(promise.pause_ns()), 0),
             Mode::Wake(..) => (u64::MAX, 0),
             Mode::Cpu(allowance, _) if allowance.asked() >= 1.0 => (u64::MAX, 0),
             Mode::Cpu(allowance, looking) => looking.decide(allowance, self.rule.spin_ns(), self.cost.get().cpu_ns),
@@ -328,11 +361,12 @@ impl Looking {
     }
 }
 
-/// What a sleep costs in the sense of the rule. With a latency to keep to, latency within it is free.
+/// What a sleep costs in the sense of the rule: what it adds to the latency, and what it takes of the processor, which looking
+/// takes, too. With a latency to keep to, latency within it is free.
 fn sleep_ns(mode: &Mode, cost: WakeCost) -> u64 {
     match mode {
         Mode::Wake(..) => cost.cpu_ns,
-        Mode::Least | Mode::Cpu(..) => cost.latency_ns.max(cost.cpu_ns),
+        Mode::Least | Mode::Cpu(..) => cost.latency_ns.saturating_add(cost.cpu_ns),
     }
 }
 

@@ -11,7 +11,7 @@ use traces::*;
 
 /// A wake-up like those of a virtual machine.
 const COST: WakeCost = WakeCost { latency_ns: 25_000, latency_p99_ns: 40_000, cpu_ns: 6_000 };
-const W: u64 = COST.latency_ns;
+const W: u64 = COST.latency_ns + COST.cpu_ns;
 
 /// What a gap costs that is looked for during `spin_ns`.
 fn cost(gap_ns: u64, spin_ns: u64) -> u64 {

@@ -13,6 +13,9 @@ struct Worker {
     spent_ns: u64,
     sleeps: u64,
     late: u64,
+    soundings: u64,
+    /// When the verdict was first heard.
+    told_at_ns: Option<u64>,
     /// Sum of what waiting added to the frames that ended a gap.
     added_ns: u64,
 }
@@ -23,7 +26,18 @@ const SERVE_NS: u64 = 300;
 impl Worker {
     fn new(target: Target) -> Self {
         let policy = Adaptive::new(COST, target);
-        Self { policy, now_ns: 0, fired_at_ns: 0, idle_ns: 0, spent_ns: 0, sleeps: 0, late: 0, added_ns: 0 }
+        Self {
+            policy,
+            now_ns: 0,
+            fired_at_ns: 0,
+            idle_ns: 0,
+            spent_ns: 0,
+            sleeps: 0,
+            late: 0,
+            soundings: 0,
+            told_at_ns: None,
+            added_ns: 0,
+        }
     }
 
     /// Serves frames that arrive with these gaps between them, for a minute. A sleep adds what `latency_ns` says.
@@ -51,17 +65,32 @@ impl Worker {
             self.policy.learn(Idle::looked(gap_ns));
             return;
         }
-        let latency_ns = latency_ns();
         let fires_ns = arrives_ns.max(self.fired_at_ns + self.policy.hold_ns());
-        self.now_ns = fires_ns + latency_ns;
+        self.now_ns = self.wake(began_ns + spin_ns, fires_ns, latency_ns);
+        let latency_ns = self.now_ns - fires_ns;
         self.fired_at_ns = fires_ns;
         self.sleeps += 1;
         self.late += u64::from(latency_ns > limit_ns);
         self.added_ns += self.now_ns - arrives_ns;
         self.idle_ns += self.now_ns - began_ns;
         self.spent_ns += spin_ns + COST.cpu_ns;
-        self.policy.on_wake_latency(latency_ns);
         self.policy.learn(Idle { gap_ns, idle_ns: self.now_ns - began_ns, looked_ns: spin_ns, sleeps: 1 });
+        if self.told_at_ns.is_none() && self.policy.verdict().is_some() {
+            self.told_at_ns = Some(self.now_ns);
+        }
+    }
+
+    /// Sleeps until a device fires, which does not tell when it did. Returns when the worker is awake.
+    fn wake(&mut self, sleeps_ns: u64, fires_ns: u64, latency_ns: &mut impl FnMut() -> u64) -> u64 {
+        let Some(limit_ns) = self.policy.sound_ns() else { return fires_ns + latency_ns() };
+        self.soundings += 1;
+        let expires_ns = sleeps_ns + limit_ns;
+        let awake_ns = fires_ns.min(expires_ns) + latency_ns();
+        if awake_ns > expires_ns {
+            self.policy.on_sounding(awake_ns - expires_ns);
+        }
+        // What fired meanwhile is found; else it sleeps on.
+        if fires_ns <= awake_ns { awake_ns } else { fires_ns + latency_ns() }
     }
 
     fn share(&self) -> f64 {
@@ -148,6 +177,38 @@ fn a_wake_up_latency_is_kept_over_a_minute() {
 }
 
 #[test]
+fn late_wake_ups_of_a_device_are_noticed_within_seconds() {
+    for (name, mean_ns, within_ns) in [("100 us", 100_000.0, 3e9), ("1 ms", 1e6, 15e9)] {
+        let worker = Worker::new(wake(50)).run(poisson(mean_ns), sometimes_late(0.02), 50_000);
+        let told_at_ns = worker.told_at_ns.expect("a verdict");
+        assert!((told_at_ns as f64) < within_ns, "gaps of {name}: after {}", Ns(told_at_ns));
+        assert!(worker.policy.verdict().is_some());
+        // It did not need to break its promise to see that.
+        let frames = 60e9 / mean_ns;
+        assert!((worker.late as f64) < 0.01 * frames, "gaps of {name}: {} late", worker.late);
+    }
+}
+
+#[test]
+fn wake_ups_that_are_seldom_late_are_not_refused() {
+    for (name, mean_ns) in [("100 us", 100_000.0), ("1 ms", 1e6)] {
+        let worker = Worker::new(wake(50)).run(poisson(mean_ns), sometimes_late(0.001), 50_000);
+        assert_eq!((worker.told_at_ns, worker.policy.verdict()), (None, None), "gaps of {name}");
+        // A few system calls more in a hundred.
+        let part = worker.soundings as f64 / worker.sleeps as f64;
+        assert!((0.09..0.1).contains(&part), "gaps of {name}: {part} of the sleeps sounded");
+    }
+}
+
+#[test]
+fn without_a_latency_to_keep_to_no_sleep_is_sounded() {
+    for target in [Target::None, Target::Cpu { share: 0.1 }] {
+        let worker = Worker::new(target).run(poisson(1e6), sometimes_late(0.02), 50_000);
+        assert_eq!((worker.soundings, worker.told_at_ns), (0, None));
+    }
+}
+
+#[test]
 fn within_its_latency_it_spends_least() {
     let free = Worker::new(wake(50)).run(poisson(100_000.0), || W, 50_000);
     // 6 us of processor time a gap.
@@ -169,5 +230,57 @@ fn a_latency_that_no_sleep_keeps_makes_it_poll_and_say_so() {
 fn wake_ups_that_became_slow_end_the_sleeping() {
     let worker = Worker::new(wake(50)).run(poisson(1e6), || 90_000, 50_000);
     assert!(worker.late < 20, "{} late", worker.late);
-    assert!(worker.policy.verdict().is_some_and(|why| why.contains("sleeps added more than")));
+    assert!(worker.policy.verdict().is_some_and(|why| why.contains("took longer than")));
+}
+
+#[test]
+fn a_worker_that_was_late_does_not_poll_for_ever_when_no_work_comes() {
+    let mut policy = Adaptive::new(COST, wake(50));
+    while policy.spin_ns() < u64::MAX && policy.verdict().is_none() {
+        policy.on_wake_latency(90_000);
+    }
+    // No gap ends meanwhile: what it looks for in this one is all that it will.
+    assert!((100_000_000..=200_000_000).contains(&policy.spin_ns()), "{}", Ns(policy.spin_ns()));
+}
+
+#[test]
+fn late_ends_of_a_long_night_are_forgiven_in_the_morning() {
+    let mut policy = Adaptive::new(COST, wake(50));
+    // One gap of a night, in sleeps of 10 ms, of which many end late and delay nobody.
+    for i in 0..1_000_000 {
+        policy.on_wake_latency(if i % 10 == 0 { 90_000 } else { 20_000 });
+    }
+    policy.learn(Idle { gap_ns: 10_000_000_000_000, idle_ns: 10_000_000_020_000, looked_ns: 0, sleeps: 1_000_000 });
+    let mut measured = 0;
+    while policy.verdict().is_some() {
+        assert!(measured < 5_000, "still {:?}", policy.verdict());
+        let spin_ns = policy.spin_ns();
+        if spin_ns < 1_000_000 {
+            policy.on_wake_latency(20_000);
+            measured += 1;
+        }
+        policy.learn(if spin_ns < 1_000_000 {
+            Idle::slept(1_000_000, spin_ns, 20_000)
+        } else {
+            Idle::looked(1_000_000)
+        });
+    }
+}
+
+/// Mostly short gaps, and a few that are so long that their mean is longer than most.
+fn mice_and_elephants(elephant_ns: u64) -> impl FnMut() -> u64 {
+    let mut random = Random(9);
+    move || if random.unit() < 0.9 { 60_000 } else { elephant_ns }
+}
+
+#[test]
+fn late_wake_ups_are_noticed_though_most_sleeps_are_shorter_than_their_mean() {
+    for elephant_ns in [5_000_000, 20_000_000] {
+        let run = |late| Worker::new(wake(50)).run(mice_and_elephants(elephant_ns), sometimes_late(late), 50_000);
+        for late in [0.012, 0.015, 0.03] {
+            let worker = run(late);
+            assert!(worker.policy.verdict().is_some(), "{late}: {} of {}", worker.late, worker.sleeps);
+        }
+        assert_eq!(run(0.001).policy.verdict(), None);
+    }
 }
