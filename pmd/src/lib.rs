@@ -8,11 +8,20 @@
 //!
 //! Each driver is a folder of its own; none of them has unsafe code. What they are written against is in [`spinwake`].
 
+#[cfg(any(all(test, not(loom)), fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod igb;
 mod open;
+mod pci;
 pub mod soft;
+pub mod vhost;
+mod virtio;
+mod virtio_user;
+mod voice;
 
 pub use open::{OpenError, check, open, open_in};
+pub use pci::driver_name;
 
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]

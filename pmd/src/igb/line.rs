@@ -11,10 +11,21 @@
 //! device after that look and wipe out the cause of a frame that nobody has seen.
 //!
 //! **No count is taken.** Whoever waits watches the eventfd for edges: each signal is one, whatever the count. So arming
-//! and disarming cost no system call, with one exception. The kernel masks the line of INTx each time it fires, and
-//! [`QueueIrq::arm`] always unmasks it. It cannot tell when that is needless: the line may have fired after a park was
-//! called off, with nobody looking, and may even be masked only after the cause was cleared, because the kernel's handler
-//! runs when it likes. A line that stays masked is a lost wake-up.
+//! and disarming cost no system call, but for one of INTx after it fired.
+//!
+//! **No line stays masked.** The kernel masks the line of INTx each time it fires, and then signals the eventfd
+//! (`vfio_intx_handler`, drivers/vfio/pci/vfio_pci_intrs.c); unmasking one that is still up masks it again and signals, too.
+//! Its handler runs when it likes: after a park was called off, with nobody looking, or after the cause was cleared. But
+//! each masking is followed by an edge that somebody has yet to consume, and whoever does so calls [`QueueIrq::fired`]:
+//!
+//! ```text
+//! masked ──▶ signalled ──▶ edge consumed ──▶ fired ──▶ the next arming unmasks
+//! ```
+//!
+//! Signals that come before their edge is consumed make one, which is consumed after the last masking. One that comes later
+//! makes an edge of its own. So an arming that was not told of anything leaves a line that is unmasked, or whose edge
+//! ends the sleep at once: a wake for nothing, and then it is unmasked. Each worker that shares the line has edges of its
+//! own. The first to arm unmasks for all of them; told by the edges of the others, the line is unmasked once too often.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -74,13 +85,18 @@ impl QueueIrq {
             return;
         }
         self.armed = true;
-        self.line.arm(&nic.bar, self.side);
-        if matches!(self.line.mode, Mode::Legacy { intx: true })
-            // Harmless when the kernel had not masked it.
-            && let Err(error) = nic.device.irq_unmask()
-        {
-            log::debug!("{}: INTx stays masked: {error}", nic.name());
-        }
+        self.line.arm(&nic.bar, self.side, || {
+            let unmasked = nic.device.irq_unmask();
+            if let Err(error) = &unmasked {
+                log::debug!("{}: INTx stays masked: {error}", nic.name());
+            }
+            unmasked.is_ok()
+        });
+    }
+
+    /// Takes note that an edge of the vector was consumed.
+    pub(super) fn fired(&self) {
+        self.line.fired();
     }
 
     /// Makes it fire no more. An interrupt that is under way may still come.
@@ -114,8 +130,8 @@ pub(super) struct Line {
     mode: Mode,
     /// Its number, and that of its EITR: outside MSI-X mode the first serves the only vector.
     number: usize,
-    /// Held while the device is told: queues that share a vector may belong to different workers, and the mask that the
-    /// last one sets must not come after the first one's arming.
+    /// Held while device and kernel are told: queues that share a vector may belong to different workers, and the mask that
+    /// the last one sets must not come after the first one's arming, nor may one sleep while another is about to unmask.
     members: Mutex<Members>,
 }
 
@@ -127,8 +143,10 @@ enum Mode {
     Legacy { intx: bool },
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Members {
+    /// The kernel may have masked the line: unknown at first, and whenever it fired since.
+    may_be_masked: bool,
     /// Receive and transmit queues that are armed.
     armed: [usize; 2],
     /// The intervals that queues asked for, in microseconds.
@@ -151,11 +169,12 @@ impl Line {
             IrqKind::Msi => Mode::Legacy { intx: false },
             IrqKind::Intx => Mode::Legacy { intx: true },
         };
-        Self { vector, mode, number, members: Mutex::default() }
+        let members = Members { may_be_masked: true, armed: [0; 2], wishes: Vec::new() };
+        Self { vector, mode, number, members: Mutex::new(members) }
     }
 
-    /// For one queue more.
-    fn arm(&self, bar: &Bar, side: Side) {
+    /// For one queue more. `unmask` unmasks INTx, and says whether it did.
+    fn arm(&self, bar: &Bar, side: Side, unmask: impl FnOnce() -> bool) {
         let mut members = self.members();
         let others = members.causes();
         members.armed[side as usize] += 1;
@@ -168,7 +187,7 @@ impl Line {
             // Another armed queue's cause must not be cleared; at worst this queue then wakes once for nothing. Nothing has
             // to be read back: a cause that finds the vector masked stays, and fires when the write arrives.
             Mode::Extended(bit) => bar.write(regs::EIMS, bit),
-            Mode::Legacy { .. } => {
+            Mode::Legacy { intx } => {
                 // Reading clears every cause, and lowers the line of INTx: before the kernel has seen it, maybe.
                 let causes = bar.read(regs::ICR);
                 if causes & others != 0 {
@@ -176,7 +195,16 @@ impl Line {
                 }
                 bar.write(regs::IMS, side.cause());
                 bar.read(regs::IMS);
+                if intx && members.may_be_masked {
+                    members.may_be_masked = !unmask();
+                }
             }
+        }
+    }
+
+    fn fired(&self) {
+        if let Mode::Legacy { intx: true } = self.mode {
+            self.members().may_be_masked = true;
         }
     }
 
@@ -252,6 +280,10 @@ mod tests {
         }
     }
 
+    fn unneeded() -> bool {
+        true
+    }
+
     fn line(kind: IrqKind, number: usize) -> Line {
         Line::new(kind, number, Arc::new(Vector::new().unwrap()))
     }
@@ -263,11 +295,11 @@ mod tests {
         let bar = Bar::trapped(0x10000, io.clone());
         let line = line(IrqKind::Msi, 0);
         let (line, bar) = (&line, &bar);
-        line.arm(bar, Side::Rx);
+        line.arm(bar, Side::Rx, unneeded);
         std::thread::scope(|scope| {
             scope.spawn(move || {
                 in_mask.recv().unwrap();
-                line.arm(bar, Side::Rx);
+                line.arm(bar, Side::Rx, unneeded);
                 tell.send(()).unwrap();
             });
             line.disarm(bar, Side::Rx);
@@ -306,9 +338,9 @@ mod tests {
     fn only_the_first_to_arm_an_msix_vector_clears_its_cause_and_only_the_last_masks_it() {
         let (log, bar) = logged();
         let line = line(IrqKind::Msix, 3);
-        line.arm(&bar, Side::Rx);
+        line.arm(&bar, Side::Rx, unneeded);
         assert_eq!(log.take(), [(regs::EICR.offset(), 8), (regs::EIMS.offset(), 8)]);
-        line.arm(&bar, Side::Tx);
+        line.arm(&bar, Side::Tx, unneeded);
         assert_eq!(log.take(), [(regs::EIMS.offset(), 8)]);
         line.disarm(&bar, Side::Rx);
         assert_eq!(log.take(), []);
@@ -321,13 +353,13 @@ mod tests {
         let (log, bar) = logged();
         let line = line(IrqKind::Intx, 0);
         log.icr.store(icr::RXDW | icr::TXDW, Ordering::SeqCst);
-        line.arm(&bar, Side::Rx);
+        line.arm(&bar, Side::Rx, unneeded);
         assert_eq!(line.vector.take(), 0, "nobody waited");
         log.icr.store(icr::TXDW, Ordering::SeqCst);
-        line.arm(&bar, Side::Tx);
+        line.arm(&bar, Side::Tx, unneeded);
         assert_eq!(line.vector.take(), 0, "nobody waited for completions");
         log.icr.store(icr::TXDW, Ordering::SeqCst);
-        line.arm(&bar, Side::Rx);
+        line.arm(&bar, Side::Rx, unneeded);
         assert_eq!(line.vector.take(), 1, "somebody does now");
         log.take();
         line.disarm(&bar, Side::Rx);
@@ -335,6 +367,44 @@ mod tests {
         line.disarm(&bar, Side::Tx);
         line.disarm(&bar, Side::Rx);
         assert_eq!(log.take(), [(regs::IMC.offset(), icr::TXDW), (regs::IMC.offset(), icr::RXDW)]);
+    }
+
+    /// Arms a receive queue, or a transmit queue, and disarms it; returns whether that unmasked the line.
+    fn unmasks(line: &Line, bar: &Bar, side: Side, works: bool) -> bool {
+        let mut asked = false;
+        line.arm(bar, side, || {
+            asked = true;
+            works
+        });
+        line.disarm(bar, side);
+        asked
+    }
+
+    #[test]
+    fn intx_is_unmasked_at_first_and_once_each_time_that_it_fired() {
+        let (_, bar) = logged();
+        let line = line(IrqKind::Intx, 0);
+        let unmasks = |side, works| unmasks(&line, &bar, side, works);
+        assert!(unmasks(Side::Rx, true), "who knows what was before");
+        assert!(!unmasks(Side::Rx, true) && !unmasks(Side::Tx, true), "it did not fire");
+        // One edge for each worker that shares it.
+        line.fired();
+        line.fired();
+        assert!(unmasks(Side::Tx, true), "whoever arms first unmasks");
+        assert!(!unmasks(Side::Rx, true), "for all");
+        line.fired();
+        assert!(unmasks(Side::Rx, false) && unmasks(Side::Rx, true), "what failed is tried again");
+        assert!(!unmasks(Side::Rx, true));
+    }
+
+    #[test]
+    fn messages_are_never_unmasked() {
+        for kind in [IrqKind::Msi, IrqKind::Msix] {
+            let (_, bar) = logged();
+            let line = line(kind, 0);
+            line.fired();
+            assert!(!unmasks(&line, &bar, Side::Rx, true), "{kind}");
+        }
     }
 
     #[test]

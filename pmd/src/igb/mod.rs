@@ -57,8 +57,16 @@ const MAX_MTU: u16 = 9216;
 /// TCTL's collision threshold (datasheet 8.12): for half duplex only.
 const COLLISION_THRESHOLD: u32 = 15;
 /// All that hardware can do.
-const OFFLOADS: Offloads =
-    Offloads { rx_checksum: true, tx_checksum: true, vlan_strip: true, vlan_insert: true, rss_hash: true };
+const OFFLOADS: Offloads = Offloads {
+    rx_checksum: true,
+    tx_checksum: true,
+    vlan_strip: true,
+    vlan_insert: true,
+    rss_hash: true,
+    tcp_segmentation: false,
+    udp_segmentation: false,
+    large_receive: false,
+};
 
 /// How a port shall be opened.
 #[derive(Debug, Clone, Default)]
@@ -368,7 +376,7 @@ impl Port for IgbPort {
         let mut stats = self.save_totals();
         let queues = usize::from(self.config.rx_queues.max(self.config.tx_queues));
         let counters = self.rx_counters.iter().zip(&self.tx_counters).take(queues);
-        stats.queues = counters.map(|(rx, tx)| queue_stats(rx, tx)).collect();
+        stats.queues = counters.map(|(rx, tx)| QueueStats::read(rx, tx)).collect();
         stats
     }
 
@@ -404,19 +412,5 @@ fn capabilities_of(model: &Model, options: &Options) -> Capabilities {
         max_mtu: MAX_MTU,
         offloads: OFFLOADS,
         exact_multicast: filters::exact_multicast(model),
-    }
-}
-
-fn queue_stats(rx: &RxCounters, tx: &TxCounters) -> QueueStats {
-    QueueStats {
-        rx_frames: rx.frames.get(),
-        rx_bytes: rx.bytes.get(),
-        rx_errors: rx.errors.get(),
-        rx_lies: rx.lies.get(),
-        rx_no_buf: rx.no_buf.get(),
-        tx_frames: tx.frames.get(),
-        tx_bytes: tx.bytes.get(),
-        tx_refused: tx.refused.get(),
-        tx_full: tx.full.get(),
     }
 }

@@ -93,15 +93,16 @@ impl Nic {
         self.device.name()
     }
 
-    pub(super) fn domain(&self) -> &Domain {
-        self.attachment.domain()
+    /// The device's place in the DMA domain.
+    pub(super) fn attachment(&self) -> &Attachment {
+        &self.attachment
     }
 
     /// A pool of another domain is a mistake of the program: there, the same address is other memory.
     #[inline(always)]
     pub(super) fn check_domain(&self, pool: &Pool) {
         assert!(
-            pool.domain() == self.domain(),
+            pool.domain() == self.attachment.domain(),
             "a pool that this port's device cannot reach: it is in another DMA domain"
         );
     }

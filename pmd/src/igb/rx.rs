@@ -102,7 +102,7 @@ impl IgbRx {
     /// Sets the queue up and enables it. Its ring is empty.
     pub(super) fn start(nic: Arc<Nic>, setup: RxSetup) -> Result<Self, PortError> {
         let RxSetup { queue, ring_len, max_frame, offloads, drop, irq, counters } = setup;
-        let ring = DescRing::new(nic.domain(), ring_len, nic.device.numa_node())
+        let ring = DescRing::new(nic.attachment(), ring_len, nic.device.numa_node())
             .map_err(|source| PortError::Dma { port: nic.name().into(), source })?;
         let base = ring.iova().get();
         let this = Self {
@@ -332,6 +332,12 @@ impl Source for IgbRx {
     fn disarm(&mut self) {
         if let Some(irq) = &mut self.irq {
             irq.disarm(&self.nic);
+        }
+    }
+
+    fn fired(&mut self) {
+        if let Some(irq) = &self.irq {
+            irq.fired();
         }
     }
 

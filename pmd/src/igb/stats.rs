@@ -49,7 +49,7 @@ impl Totals {
             rx_errors: self.rx_errors,
             tx_frames: self.tx_frames,
             tx_bytes: self.tx_octets.saturating_sub(FCS * self.tx_frames),
-            queues: Vec::new(),
+            ..PortStats::default()
         }
     }
 }

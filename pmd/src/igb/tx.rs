@@ -92,7 +92,7 @@ impl IgbTx {
     /// Sets the queue up and enables it.
     pub(super) fn start(nic: Arc<Nic>, setup: TxSetup) -> Result<Self, PortError> {
         let TxSetup { queue, ring_len, max_frame, offloads, irq, counters } = setup;
-        let ring = DescRing::new(nic.domain(), ring_len, nic.device.numa_node())
+        let ring = DescRing::new(nic.attachment(), ring_len, nic.device.numa_node())
             .map_err(|source| PortError::Dma { port: nic.name().into(), source })?;
         let base = ring.iova().get();
         let this = Self {
@@ -253,7 +253,7 @@ impl IgbTx {
             total += segment.len();
             segments += 1;
         }
-        if frame.vlan().is_some() && !self.offloads.vlan_insert {
+        if frame.vlan().is_some() && !self.offloads.vlan_insert || frame.requested_segmentation().is_some() {
             return None;
         }
         if let Some((l2, l3, _, l4)) = frame.requested_checksums() {
@@ -392,6 +392,12 @@ impl Source for IgbTx {
     fn disarm(&mut self) {
         if let Some(irq) = &mut self.irq {
             irq.disarm(&self.nic);
+        }
+    }
+
+    fn fired(&mut self) {
+        if let Some(irq) = &self.irq {
+            irq.fired();
         }
     }
 

@@ -16,7 +16,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use spinwake::device::{DeviceError, Iommu};
+use spinwake::device::{DeviceError, Iommu, Mapping};
 
 const PAGE: u64 = 4096;
 
@@ -125,7 +125,7 @@ impl Iommu for SoftIommu {
         table.limit.map(|limit| limit.saturating_sub(table.entries.len()))
     }
 
-    unsafe fn map(&self, va: *mut u8, len: usize, iova: u64) -> Result<(), DeviceError> {
+    unsafe fn map(&self, Mapping { va, len, iova, .. }: Mapping<'_>) -> Result<(), DeviceError> {
         let refuse = |kind, why| Err(self.refuse("map", kind, why));
         let size = len as u64;
         let Some(end) = iova.checked_add(size.wrapping_sub(1)).filter(|_| size > 0) else {
@@ -287,7 +287,7 @@ mod tests {
     fn mapped(iommu: &SoftIommu, pages: &mut Pages, iova: u64, range: std::ops::Range<usize>) {
         let bytes = &mut pages.0[range];
         // SAFETY: the tests keep `pages` until they have unmapped it or the IOMMU is gone.
-        unsafe { iommu.map(bytes.as_mut_ptr(), bytes.len(), iova) }.unwrap();
+        unsafe { iommu.map(Mapping { va: bytes.as_mut_ptr(), len: bytes.len(), iova, fd: None }) }.unwrap();
     }
 
     #[test]
@@ -317,7 +317,8 @@ mod tests {
         mapped(&iommu, &mut pages, 0x10_0000, 0..4096);
         let at = pages.0[4096..].as_mut_ptr();
         // SAFETY: none of these succeeds.
-        let try_map = |iova, len| unsafe { iommu.map(at, len, iova) }.unwrap_err().to_string();
+        let try_map =
+            |iova, len| unsafe { iommu.map(Mapping { va: at, len, iova, fd: None }) }.unwrap_err().to_string();
         assert!(try_map(0x10_0000, 4096).contains("mapped already"));
         assert!(try_map(0x20_0001, 4096).contains("whole pages"));
         assert!(try_map(0xfee0_0000, 4096).contains("not permitted"));

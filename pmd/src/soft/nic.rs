@@ -120,6 +120,9 @@ pub(super) struct Account {
 pub(super) struct Times {
     pub(super) latency_ns: Histogram<u64>,
     pub(super) response_ns: Histogram<u64>,
+    pub(super) first_response_ns: Histogram<u64>,
+    /// The doorbell of the latest frame.
+    pub(super) rung_ns: u64,
 }
 
 impl Account {
@@ -127,7 +130,12 @@ impl Account {
         // 1 ns to 100 s in three digits: about 200 KiB. The bounds are constants that it accepts.
         let histogram = Histogram::new_with_bounds(1, 100_000_000_000, 3)
             .unwrap_or_else(|_| unreachable!("constant histogram bounds"));
-        let times = Times { latency_ns: histogram.clone(), response_ns: histogram };
+        let times = Times {
+            latency_ns: histogram.clone(),
+            response_ns: histogram.clone(),
+            first_response_ns: histogram,
+            rung_ns: 0,
+        };
         Self {
             sent: AtomicU64::new(0),
             received: AtomicU64::new(0),
@@ -143,8 +151,13 @@ impl Account {
         }
     }
 
+    pub(super) fn exchange_response_times(&self, other: &mut Histogram<u64>) {
+        std::mem::swap(&mut self.times.lock().unwrap_or_else(PoisonError::into_inner).response_ns, other);
+    }
+
     pub(super) fn report(&self) -> GeneratorReport {
-        let Times { latency_ns, response_ns } = self.times.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let Times { latency_ns, response_ns, first_response_ns, .. } =
+            self.times.lock().unwrap_or_else(PoisonError::into_inner).clone();
         GeneratorReport {
             sent: self.sent.load(Ordering::Relaxed),
             received: self.received.load(Ordering::Relaxed),
@@ -152,6 +165,7 @@ impl Account {
             duplicates: self.duplicates.load(Ordering::Relaxed),
             latency_ns,
             response_ns,
+            first_response_ns,
         }
     }
 }

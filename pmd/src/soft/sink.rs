@@ -181,7 +181,11 @@ pub(super) fn take_in(nic: &Nic, ledger: &mut Ledger, frames: &mut Vec<Sent>, sp
                 account.received.fetch_add(1, Ordering::Relaxed);
                 times.latency_ns.saturating_record(stamp.age_ns(now_ns).max(1));
                 if let Some(shown_ns) = ledger.shown_ns(stamp.id) {
-                    times.response_ns.saturating_record(rung_ns.saturating_sub(shown_ns).max(1));
+                    let response_ns = rung_ns.saturating_sub(shown_ns).max(1);
+                    times.response_ns.saturating_record(response_ns);
+                    if std::mem::replace(&mut times.rung_ns, rung_ns) != rung_ns {
+                        times.first_response_ns.saturating_record(response_ns);
+                    }
                 }
             }
             Some(stamp) if ledger.copies.take(stamp.id) => {

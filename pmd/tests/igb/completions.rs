@@ -8,7 +8,7 @@ use spinwake::port::{MacAddr, Port, PortConfig};
 use spinwake::wait::{Source, Wake};
 
 use crate::packet::{frame, pattern};
-use crate::rig::{LIMIT, Rig, Side, finish, until};
+use crate::rig::{LIMIT, Rig, Side, disarm, finish, until};
 
 fn start(rig: &Rig, kind: IrqKind, config: &PortConfig) -> (Side, Side, Pool) {
     let (a, b, mut pool) = rig.open(Some(kind));
@@ -46,16 +46,17 @@ pub(crate) fn completions_wake(rig: &Rig, kind: IrqKind) {
         send_one(&mut a, &mut pool, to);
         until("the completion", || a.tx[0].pending());
         assert_eq!(vector.take(), 0, "round {round}: armed with nothing in flight, so nothing was asked for");
-        a.tx[0].disarm();
+        disarm(&mut *a.tx[0], &vector);
         // Completed and not reclaimed: that is in flight, and another completion is to come.
         a.tx[0].arm();
         assert!(a.tx[0].pending());
         send_one(&mut a, &mut pool, to);
         assert!(vector.wait(LIMIT) > 0, "round {round}: {kind} woke nobody");
-        a.tx[0].disarm();
+        disarm(&mut *a.tx[0], &vector);
         until("the completion", || a.tx[0].pending());
         assert_eq!(a.tx[0].reclaim(&mut pool), 1);
         vector.take();
+        a.tx[0].fired();
         // Polled: not a word.
         send_one(&mut a, &mut pool, to);
         until("the completion", || a.tx[0].reclaim(&mut pool) == 1);
@@ -86,8 +87,7 @@ pub(crate) fn room_wakes(rig: &Rig, kind: IrqKind, sleeps: usize) {
                 slept += 1;
                 assert!(vector.wait(LIMIT) > 0, "lost a wake-up after {sent} frames and {slept} sleeps: {kind}");
             }
-            a.tx[0].disarm();
-            vector.take();
+            disarm(&mut *a.tx[0], &vector);
             b.poll(&mut pool);
         }
         sent >= FRAMES && slept >= sleeps
@@ -115,17 +115,23 @@ pub(crate) fn shared_vector_wakes(rig: &Rig, kind: IrqKind) {
         // In flight, or there would be nothing to be armed for.
         send_one(&mut a, &mut pool, to_b);
         until("the completion", || a.tx[0].pending());
-        if tx_first {
+        // What fired before is no wake-up, and makes another arming necessary.
+        while {
+            if tx_first {
+                a.tx[0].arm();
+            }
+            a.rx[0].arm();
             a.tx[0].arm();
+            match (alone, completion) {
+                (true, true) => a.rx[0].disarm(),
+                (true, false) => a.tx[0].disarm(),
+                (false, _) => {}
+            }
+            vector.take() > 0
+        } {
+            a.rx[0].disarm();
+            disarm(&mut *a.tx[0], &vector);
         }
-        a.rx[0].arm();
-        a.tx[0].arm();
-        match (alone, completion) {
-            (true, true) => a.rx[0].disarm(),
-            (true, false) => a.tx[0].disarm(),
-            (false, _) => {}
-        }
-        vector.take();
         if completion {
             send_one(&mut a, &mut pool, to_b);
         } else {
@@ -133,13 +139,14 @@ pub(crate) fn shared_vector_wakes(rig: &Rig, kind: IrqKind) {
         }
         assert!(vector.wait(LIMIT) > 0, "round {round}: {kind} woke nobody");
         a.rx[0].disarm();
-        a.tx[0].disarm();
+        disarm(&mut *a.tx[0], &vector);
         assert_eq!(a.receive(&mut pool, usize::from(!completion)).len(), usize::from(!completion));
         for side in [&mut a, &mut b] {
             until("completions", || (side.tx[0].reclaim(&mut pool), side.tx[0].in_flight()).1 == 0);
         }
         b.poll(&mut pool);
         vector.take();
+        a.rx[0].fired();
     }
     finish([a, b], pool);
 }

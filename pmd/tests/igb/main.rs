@@ -6,6 +6,7 @@
 
 mod completions;
 mod moderation;
+#[expect(dead_code, reason = "virtio's tests use all of it")]
 mod packet;
 mod rig;
 mod scenarios;

@@ -7,7 +7,7 @@ use spinwake::irq::IrqKind;
 use spinwake::port::{Port, PortConfig};
 
 use crate::packet::{frame, pattern};
-use crate::rig::{LIMIT, Rig, Side, finish};
+use crate::rig::{LIMIT, Rig, Side, arm, disarm, finish};
 
 const WAKES: u32 = 30;
 
@@ -17,13 +17,12 @@ fn one_by_one(a: &mut Side, b: &mut Side, pool: &mut Pool) -> Duration {
     let bytes = pattern(b.port.mac(), a.port.mac(), 64, 0);
     let start = Instant::now();
     for n in 0..WAKES {
-        b.rx[0].arm();
+        arm(&mut *b.rx[0], &vector);
         assert!(!b.rx[0].pending());
-        vector.take();
         let frames = vec![frame(pool, &bytes)];
         a.send(pool, frames);
         assert!(vector.wait(LIMIT) > 0, "frame {n} woke nobody");
-        b.rx[0].disarm();
+        disarm(&mut *b.rx[0], &vector);
         assert_eq!(b.receive(pool, 1).len(), 1);
     }
     start.elapsed()

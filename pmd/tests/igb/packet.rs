@@ -81,6 +81,16 @@ pub(crate) fn ipv4(to: MacAddr, from: MacAddr, protocol: u8, flow: u16, payload:
     bytes
 }
 
+/// An [`ipv4`] packet back to where `bytes` came from. Sums do not depend on the order, so they still hold.
+pub(crate) fn answer(bytes: &[u8]) -> Vec<u8> {
+    let mut back = bytes.to_vec();
+    for (at, len) in [(0, 6), (ETHERNET + 12, 4), (ETHERNET + IPV4, 2)] {
+        back[at..at + len].copy_from_slice(&bytes[at + len..at + 2 * len]);
+        back[at + len..at + 2 * len].copy_from_slice(&bytes[at..at + len]);
+    }
+    back
+}
+
 /// Where the transport checksum of [`ipv4`] stands.
 pub(crate) fn l4_sum_at(protocol: u8) -> usize {
     ETHERNET + IPV4 + if protocol == 6 { 16 } else { 6 }
@@ -92,6 +102,11 @@ pub(crate) fn blank_sums(bytes: &mut [u8], protocol: u8) {
     let at = l4_sum_at(protocol);
     let pseudo = fold(pseudo_sum(bytes));
     bytes[at..at + 2].copy_from_slice(&pseudo.to_be_bytes());
+}
+
+/// Whether both checksums of an [`ipv4`] packet hold.
+pub(crate) fn sums_hold(bytes: &[u8]) -> bool {
+    fold(sum(&bytes[ETHERNET..ETHERNET + IPV4])) == 0xffff && fold(pseudo_sum(bytes) + sum_of_l4(bytes)) == 0xffff
 }
 
 fn pseudo_sum(bytes: &[u8]) -> u32 {

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 use spinwake::device::{Device, DeviceId};
 use spinwake::dma::Domain;
 use spinwake::frame::{Burst, Frame, Pool, PoolConfig};
-use spinwake::irq::IrqKind;
+use spinwake::irq::{IrqKind, Vector};
 use spinwake::pci::{Bdf, Sysfs};
 use spinwake::port::{Link, Port, PortConfig, Queues, RxQueue, TxQueue};
 use spinwake::vfio::VfioDevice;
+use spinwake::wait::Source;
 use spinwake_pmd::igb::{IgbPort, Options};
 use spinwake_pmd::soft::{self, Control};
 
@@ -137,6 +138,31 @@ impl Side {
         self.port.stop().unwrap();
         self.port
     }
+}
+
+/// Arms `source` with nothing left of its vector's count: what fired before is no wake-up. Returns that count, which is to
+/// be zero where nothing should have fired.
+///
+/// The kernel masks INTx before it is seen here, so whatever is taken makes another arming necessary.
+pub(crate) fn arm(source: &mut (impl Source + ?Sized), vector: &Vector) -> u64 {
+    let mut stale = 0;
+    loop {
+        source.arm();
+        let taken = vector.take();
+        if taken == 0 {
+            return stale;
+        }
+        stale += taken;
+        source.disarm();
+        source.fired();
+    }
+}
+
+/// Disarms `source`, and takes what its vector fired until here.
+pub(crate) fn disarm(source: &mut (impl Source + ?Sized), vector: &Vector) {
+    source.disarm();
+    vector.take();
+    source.fired();
 }
 
 /// Ends a test: everything is stopped, and every buffer must be home.

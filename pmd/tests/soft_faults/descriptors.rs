@@ -16,7 +16,7 @@ fn with_lies(faults: &[Fault]) -> Rig {
             rig.control.inject(*fault, 1);
             rig.pass(5);
         }
-        assert_eq!(rig.made(*fault), LIES.into(), "{fault:?}");
+        assert_eq!(rig.made(*fault), u64::from(LIES), "{fault:?}");
     }
     rig
 }

@@ -19,8 +19,14 @@ fn without_faults_every_frame_comes_back_once() {
 
 #[test]
 fn jumbo_frames_and_several_queues_with_offloads() {
-    let offloads =
-        Offloads { rx_checksum: true, tx_checksum: true, vlan_strip: true, vlan_insert: true, rss_hash: true };
+    let offloads = Offloads {
+        rx_checksum: true,
+        tx_checksum: true,
+        vlan_strip: true,
+        vlan_insert: true,
+        rss_hash: true,
+        ..Offloads::default()
+    };
     let config = PortConfig { rx_queues: 4, tx_queues: 4, mtu: 9216 - 14, offloads, ..PortConfig::default() };
     let mut rig = Rig::with("soft:,rate=0,size=60-9216", config, None);
     for _ in 0..100 {

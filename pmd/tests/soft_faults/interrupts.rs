@@ -52,6 +52,7 @@ fn sleep_and_echo(rig: &mut Rig, count: u64, bound: Duration, sleeps: &mut Sleep
         let rx = &mut rig.queues.rx[0];
         rx.disarm();
         rx.vector().unwrap().take();
+        rx.fired();
     }
 }
 
@@ -123,6 +124,7 @@ fn a_frame_exactly_between_the_empty_poll_and_arming_is_not_slept_on() {
             assert!(rx.pending() || rx.vector().unwrap().wait(LONG) > 0, "{kind}");
             rx.disarm();
             rx.vector().unwrap().take();
+            rx.fired();
             rig.echo_until(|rig| rig.report().received == n + 1);
         }
         rig.check();

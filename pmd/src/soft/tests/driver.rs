@@ -22,7 +22,7 @@ pub(super) struct Driver {
     pub(super) bar: Bar,
     pub(super) queues: Vec<Queue>,
     pub(super) domain: Domain,
-    _attachment: Attachment,
+    attachment: Attachment,
 }
 
 pub(super) struct Queue {
@@ -48,7 +48,7 @@ impl Driver {
         let domain = Domain::new();
         let attachment = domain.attach(&*device, 64).unwrap();
         let bar = device.bar(0).unwrap();
-        let mut driver = Self { nic, device, bar, queues: Vec::new(), domain, _attachment: attachment };
+        let mut driver = Self { nic, device, bar, queues: Vec::new(), domain, attachment };
         driver.device.set_bus_master(true).unwrap();
         for q in 0..queues {
             driver.start_queue(q);
@@ -63,8 +63,8 @@ impl Driver {
     }
 
     fn start_queue(&mut self, q: usize) {
-        let rx = DescRing::new(&self.domain, RING, None).unwrap();
-        let tx = DescRing::new(&self.domain, RING, None).unwrap();
+        let rx = DescRing::new(&self.attachment, RING, None).unwrap();
+        let tx = DescRing::new(&self.attachment, RING, None).unwrap();
         let buffers = self.domain.alloc(&MemRequest::new(2 * RING * BUFFER)).unwrap();
         for (ring, of) in [(&rx, at::rx as fn(usize, usize) -> usize), (&tx, at::tx)] {
             self.set(of(q, queue::DCTL), 0);
