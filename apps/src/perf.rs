@@ -21,7 +21,7 @@ pub struct PerfCounters {
 pub struct PerfReport {
     /// Name and count since the start.
     pub counts: Vec<PerfCount>,
-    /// Names of counters that this machine does not have, with the kernel's reason.
+    /// Names of counters that cannot be had, and why.
     pub missing: Vec<(String, String)>,
 }
 
@@ -51,7 +51,7 @@ impl PerfCounters {
         for (name, event) in wanted {
             match start(event) {
                 Ok(counter) => counters.open.push((name, counter)),
-                Err(error) => counters.missing.push((name, error.to_string())),
+                Err(error) => counters.missing.push((name, reason(&error))),
             }
         }
         counters
@@ -75,7 +75,6 @@ impl PerfCounters {
 }
 
 fn start(event: Event) -> io::Result<Counter> {
-    // Context switches happen in the kernel, so the kernel's side is counted too where that is allowed.
     let build = |kernel: bool| {
         let mut builder = Builder::new().kind(event.clone());
         if kernel {
@@ -83,8 +82,22 @@ fn start(event: Event) -> io::Result<Counter> {
         }
         builder.build()
     };
-    // Context switches happen in the kernel, so the kernel's side is counted too where that is allowed.
-    let mut counter = build(true).or_else(|_| build(false))?;
+    // The kernel's side is counted too where that is allowed. Context switches happen there alone: without it none would show.
+    let mut counter = match build(true) {
+        Err(_) if event != Event::Software(Software::CONTEXT_SWITCHES) => build(false)?,
+        other => other?,
+    };
     counter.enable()?;
     Ok(counter)
+}
+
+/// Why an event is not counted, with the way out where there is one.
+fn reason(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            format!("{error}; root may, or anyone with sysctl kernel.perf_event_paranoid=1")
+        }
+        io::ErrorKind::NotFound => "this machine has no such counter".into(),
+        _ => error.to_string(),
+    }
 }

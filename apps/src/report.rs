@@ -1,5 +1,6 @@
 //! Numbers for people and for programs: rates with units, latency percentiles, the JSON that l2fwd prints.
 
+mod port;
 mod worker;
 
 use std::fmt;
@@ -8,6 +9,7 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 use spinwake::telemetry::Snapshot;
 
+pub use port::{PortReport, QueueReport};
 pub use worker::{SourceReport, WorkerReport};
 
 /// A rate in frames per second, with the prefix that keeps it short: `812 pps`, `99.8 kpps`, `1.25 Mpps`.
@@ -17,6 +19,16 @@ pub struct FrameRate(pub f64);
 impl fmt::Display for FrameRate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         scaled(f, self.0, "pps")
+    }
+}
+
+/// How often something happens in a second: `812 /s`, `10.0 k/s`.
+#[derive(Debug, Clone, Copy)]
+pub struct Rate(pub f64);
+
+impl fmt::Display for Rate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        scaled(f, self.0, "/s")
     }
 }
 
@@ -115,6 +127,8 @@ pub struct PercentilesUs {
     pub p99: f64,
     /// 999 of 1,000.
     pub p999: f64,
+    /// 9,999 of 10,000.
+    pub p9999: f64,
     /// The largest.
     pub max: f64,
 }
@@ -130,6 +144,7 @@ impl PercentilesUs {
             p90: at(0.9),
             p99: at(0.99),
             p999: at(0.999),
+            p9999: at(0.9999),
             max: us(ns.max()),
         })
     }
@@ -137,8 +152,8 @@ impl PercentilesUs {
 
 impl fmt::Display for PercentilesUs {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { p50, p90, p99, p999, max, .. } = self;
-        write!(f, "p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, max {max:.1} µs")
+        let Self { p50, p90, p99, p999, p9999, max, .. } = self;
+        write!(f, "p50 {p50:.1}, p90 {p90:.1}, p99 {p99:.1}, p99.9 {p999:.1}, p99.99 {p9999:.1}, max {max:.1} µs")
     }
 }
 
@@ -164,45 +179,6 @@ pub struct PoolReport {
     pub frames: usize,
     /// Frames that had not come home when all queues were gone. Zero, unless a device would not give them back.
     pub missing: usize,
-}
-
-/// What a port did.
-#[derive(Debug, Serialize)]
-pub struct PortReport {
-    /// Its spec, as given.
-    pub spec: String,
-    /// The driver that drove it.
-    pub driver: &'static str,
-    /// Its own address.
-    pub mac: String,
-    /// Frames that it received.
-    pub rx_frames: u64,
-    /// Bytes that it received.
-    pub rx_bytes: u64,
-    /// Frames that it sent.
-    pub tx_frames: u64,
-    /// Bytes that it sent.
-    pub tx_bytes: u64,
-    /// Frames that arrived at it and were not forwarded: those that its rings had no room for, and those that the other
-    /// port could not take.
-    pub drops: u64,
-    /// Frames that arrived broken, or in descriptors that made no sense.
-    pub errors: u64,
-    /// What its generator sent; `None` when it has none.
-    pub generated: Option<u64>,
-    /// Generated frames that its sink received.
-    pub sunk: Option<u64>,
-    /// Its queues.
-    pub queues: Vec<QueueReport>,
-}
-
-/// What a queue pair did.
-#[derive(Debug, Serialize)]
-pub struct QueueReport {
-    /// Frames received.
-    pub rx_frames: u64,
-    /// Frames sent.
-    pub tx_frames: u64,
 }
 
 #[cfg(test)]

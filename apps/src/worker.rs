@@ -179,6 +179,41 @@ impl fmt::Display for WorkerInterval {
     }
 }
 
+/// Makes the part of a program's line each second that tells of a worker.
+#[derive(Debug)]
+pub struct WorkerLine {
+    watch: WorkerWatch,
+    last: WorkerCounts,
+    at: Duration,
+    said: bool,
+}
+
+impl WorkerLine {
+    /// Begins to look at `watch`, at the time `at`.
+    pub fn new(watch: &WorkerWatch, at: Duration) -> Self {
+        // What it says of the policy before the first turn stands among the worker's notes.
+        let said = watch.waits().verdict().is_some();
+        Self { watch: watch.clone(), last: watch.counts(), at, said }
+    }
+
+    /// What the worker did from the last look to `at`.
+    pub fn next(&mut self, at: Duration) -> WorkerInterval {
+        let now = self.watch.counts();
+        let interval =
+            WorkerInterval { counts: now.since(&self.last), time: at - self.at, state: self.watch.waits().state() };
+        (self.last, self.at) = (now, at);
+        interval
+    }
+
+    /// What the policy says of its target, once: its figures change from second to second, and the summary has the last
+    /// ones.
+    pub fn verdict(&mut self) -> Option<String> {
+        let verdict = if self.said { None } else { self.watch.waits().verdict() };
+        self.said |= verdict.is_some();
+        verdict
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,5 +1,6 @@
 //! What a worker did and how it waited, for people and for programs.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::time::Duration;
 
@@ -164,9 +165,10 @@ fn summarise_perf(f: &mut fmt::Formatter<'_>, perf: &PerfReport, frames: u64) ->
             write!(f, ", {:.3} per frame", perf.count as f64 / frames as f64)?;
         }
     }
-    if let Some((_, why)) = perf.missing.first() {
-        let names: Vec<_> = perf.missing.iter().map(|(name, _)| name.as_str()).collect();
-        write!(f, "\nperf    this machine does not count {} ({why})", names.join(", "))?;
+    let reasons: BTreeSet<_> = perf.missing.iter().map(|(_, why)| why).collect();
+    for why in reasons {
+        let names: Vec<_> = perf.missing.iter().filter(|one| one.1 == *why).map(|one| one.0.as_str()).collect();
+        write!(f, "\nperf    not counted here: {} ({why})", names.join(", "))?;
     }
     Ok(())
 }

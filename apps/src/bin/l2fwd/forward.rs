@@ -42,11 +42,11 @@ pub(crate) enum Rewrite {
 struct Lane {
     rx: Box<dyn RxQueue>,
     tx: usize,
-    /// 0 for frames from the first port to the second, 1 for the other way.
-    direction: usize,
+    /// The number of the port that they come in by.
+    from: usize,
 }
 
-/// Forwards both ways between the queues of two ports.
+/// Forwards both ways between the queues of two ports, or back out of one.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     lanes: Vec<Lane>,
@@ -54,36 +54,47 @@ pub(crate) struct Forwarder {
     pool: Pool,
     burst: Burst,
     rewrite: Rewrite,
-    /// The addresses that `Rewrite::Own` writes, destination first, by direction.
-    addresses: [[u8; 12]; 2],
-    /// Frames that the other port could not take, by direction.
-    dropped: Arc<[Counter; 2]>,
+    /// The addresses that `Rewrite::Own` writes, destination first, by the port that frames come in by.
+    addresses: Vec<[u8; 12]>,
+    /// Frames that could not be sent on, by the port that they came in by.
+    dropped: Arc<[Counter]>,
     perf: Option<PerfCounters>,
     perf_report: Option<PerfReport>,
 }
 
 impl Forwarder {
-    pub(crate) fn new(queues: [Queues; 2], macs: [MacAddr; 2], rewrite: Rewrite, pool: Pool, perf: bool) -> Self {
-        let [a, b] = queues;
-        let (a_txs, b_txs) = (a.tx.len(), b.tx.len());
-        // All transmit queues stand in one list, those of the first port first.
-        let to_b = a.rx.into_iter().enumerate().map(|(i, rx)| Lane { rx, tx: a_txs + i % b_txs, direction: 0 });
-        let to_a = b.rx.into_iter().enumerate().map(|(i, rx)| Lane { rx, tx: i % a_txs, direction: 1 });
-        let own = |to: usize| {
+    /// A forwarder for one port or two, given as queues and own address.
+    pub(crate) fn new(ports: Vec<(Queues, MacAddr)>, rewrite: Rewrite, pool: Pool, perf: bool) -> Self {
+        let count = ports.len();
+        let own = |from| {
+            let to = partner(from, count);
             let mut pair = [0; 12];
             pair[0] = 2;
             pair[5] = to as u8;
-            pair[6..].copy_from_slice(&macs[to].0);
+            pair[6..].copy_from_slice(&ports[to].1.0);
             pair
         };
+        let addresses = (0..count).map(own).collect();
+        let (mut rxs, mut txs, mut own_txs) = (Vec::new(), Vec::new(), Vec::new());
+        for (queues, _) in ports {
+            rxs.push(queues.rx);
+            // All transmit queues stand in one list, those of the first port first.
+            own_txs.push(txs.len()..txs.len() + queues.tx.len());
+            txs.extend(queues.tx);
+        }
+        let mut lanes = Vec::new();
+        for (from, rxs) in rxs.into_iter().enumerate() {
+            let to = &own_txs[partner(from, count)];
+            lanes.extend(rxs.into_iter().zip(to.clone().cycle()).map(|(rx, tx)| Lane { rx, tx, from }));
+        }
         Self {
-            lanes: to_b.chain(to_a).collect(),
-            txs: a.tx.into_iter().chain(b.tx).collect(),
+            lanes,
+            txs,
             pool,
             burst: Burst::new(),
             rewrite,
-            addresses: [own(1), own(0)],
-            dropped: Arc::default(),
+            addresses,
+            dropped: (0..count).map(|_| Counter::default()).collect(),
             perf: perf.then(PerfCounters::default),
             perf_report: None,
         }
@@ -91,14 +102,12 @@ impl Forwarder {
 
     /// Sends `count` frames from each port, as far as its first ring takes them.
     pub(crate) fn send_first(&mut self, count: usize) {
-        for direction in [0, 1] {
-            let Some(tx) = self.lanes.iter().find(|lane| lane.direction == direction).map(|lane| lane.tx) else {
-                return;
-            };
+        for from in 0..self.addresses.len() {
+            let Some(tx) = self.lanes.iter().find(|lane| lane.from == from).map(|lane| lane.tx) else { return };
             for left in (0..count).rev() {
                 let Some(mut frame) = self.pool.take() else { return };
                 frame.copy_from(&DATAGRAM);
-                set_addresses(&mut frame, &self.addresses[direction]);
+                set_addresses(&mut frame, &self.addresses[from]);
                 self.burst.push(frame);
                 if left == 0 || self.burst.is_full() {
                     self.txs[tx].tx_burst(&mut self.pool, &mut self.burst);
@@ -108,8 +117,8 @@ impl Forwarder {
         }
     }
 
-    /// Frames dropped so far, by direction, for any thread to read.
-    pub(crate) fn dropped(&self) -> Arc<[Counter; 2]> {
+    /// Frames dropped so far, by the port that they came in by, for any thread to read.
+    pub(crate) fn dropped(&self) -> Arc<[Counter]> {
         self.dropped.clone()
     }
 
@@ -147,13 +156,13 @@ impl Task for Forwarder {
                 Rewrite::None => {}
                 Rewrite::Swap => self.burst.iter_mut().for_each(swap_addresses),
                 Rewrite::Own => {
-                    let pair = &self.addresses[lane.direction];
+                    let pair = &self.addresses[lane.from];
                     self.burst.iter_mut().for_each(|frame| set_addresses(frame, pair));
                 }
             }
             tx.tx_burst(&mut self.pool, &mut self.burst);
             if !self.burst.is_empty() {
-                self.dropped[lane.direction].add(self.burst.len() as u64);
+                self.dropped[lane.from].add(self.burst.len() as u64);
                 self.pool.give_burst(&mut self.burst);
             }
             moved += received;
@@ -164,14 +173,17 @@ impl Task for Forwarder {
     /// Receive queues alone: a frame that was sent keeps its buffer until the next turn, which costs nobody anything, as
     /// the pool has enough for all rings. An interrupt for each completion would double the wake-ups.
     fn sources(&mut self, each: &mut dyn FnMut(&mut dyn Source)) {
-        // Not the transmit queues: nobody waits for a frame that has been sent, and the pool has enough for all rings. So
-        // what is in flight when the worker falls asleep is fetched when it wakes.
         self.lanes.iter_mut().for_each(|lane| each(&mut *lane.rx));
     }
 
     fn on_stop(&mut self) {
         self.perf_report = self.perf.as_mut().map(PerfCounters::read);
     }
+}
+
+/// The port by which frames leave that came in by port `from` of `count`: the other one, or the only one.
+pub(crate) fn partner(from: usize, count: usize) -> usize {
+    count - 1 - from
 }
 
 fn swap_addresses(frame: &mut Frame) {
