@@ -1,8 +1,7 @@
-//! Shared pieces of the benchmarks: cycles, spreads and ratios, plots, and DPDK as the peer on the same work.
+//! Shared pieces of the benchmarks: cycles, spreads and ratios, and DPDK as the peer on the same work.
 
 pub mod compare;
 pub mod dpdk;
-pub mod plot;
 
 use std::error::Error;
 

@@ -18,8 +18,8 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use spinwake::clock::Clock;
 use spinwake::wait::{Adaptive, Idle, Target, WakeCost};
+use spinwake_apps::plot::{self, Axis, Frame, Series};
 use spinwake_bench::cycles;
-use spinwake_bench::plot::{self, Axis, Frame, Series};
 
 use replay::{Bill, Gaps, Machine, replay};
 use rules::NAMES;
@@ -28,7 +28,7 @@ use traces::{Random, Trace};
 #[derive(Debug, Parser)]
 struct Options {
     /// What a wake-up adds to latency, in microseconds
-    #[arg(long, default_value_t = 25.0)]
+    #[arg(long, default_value_t = 20.0)]
     wake_us: f64,
     /// Processor time of one sleep and wake-up, in microseconds; a quarter of what it adds to latency if not given
     #[arg(long)]
@@ -67,14 +67,15 @@ fn main() -> Result<(), Box<dyn Error>> {
     let wake_ns = (options.wake_us * 1e3) as u64;
     let cpu_ns = options.cpu_us.map_or(wake_ns / 4, |us| (us * 1e3) as u64);
     let machine = Machine { wake_ns, cpu_ns, poll_ns: POLL_NS };
-    let mut traces = traces::all(wake_ns);
+    let mut traces = traces::all(machine.sleep_ns());
     traces.push(traces::captured(&options.pcap)?);
     let rows: Vec<Row> = traces.into_iter().map(|trace| run(trace, machine)).collect();
 
     println!(
-        "a wake-up adds W = {} us and takes {} us of the processor; an empty look takes {POLL_NS} ns",
+        "a wake-up adds {} us and takes {} us of the processor, W = {} us together; an empty look takes {POLL_NS} ns",
         us(wake_ns),
-        us(cpu_ns)
+        us(cpu_ns),
+        us(machine.sleep_ns())
     );
     if options.markdown {
         print_markdown(&rows)
@@ -188,7 +189,7 @@ fn draw(folder: &Path, rows: &[Row], machine: Machine) -> Result<(), Box<dyn Err
     let mean = |step: i32| 10f64.powf(f64::from(step) / 6.0);
     let sweep: Vec<(f64, Row)> = SWEEP
         .map(|step| {
-            let gaps = traces::poisson(&mut Random(7), mean(step) * machine.wake_ns as f64, SWEEP_GAPS);
+            let gaps = traces::poisson(&mut Random(7), mean(step) * machine.sleep_ns() as f64, SWEEP_GAPS);
             let trace = Trace { name: String::new(), steady: Some(true), gaps: Gaps::Fixed(gaps) };
             (mean(step), run(trace, machine))
         })

@@ -13,6 +13,13 @@ pub(crate) struct Machine {
     pub(crate) poll_ns: u64,
 }
 
+impl Machine {
+    /// What a sleep costs: its latency and its processor time.
+    pub(crate) fn sleep_ns(&self) -> u64 {
+        self.wake_ns + self.cpu_ns
+    }
+}
+
 /// How a rule got through one gap.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Wait {
@@ -66,13 +73,14 @@ impl Bill {
 
     /// Adds a gap and how a rule got through it.
     ///
-    /// The cost is time spent looking plus latency added; sleeping costs at least a wake-up, also where a timer happened to end it at
-    /// the right moment, and a sleep that ended without work counts what it took of the processor.
+    /// The cost is time spent looking, plus latency added, plus what sleeps take of the processor; one that is ended by work adds
+    /// at least the latency of a wake-up, also where a timer happened to end it at the right moment.
     pub(crate) fn add(&mut self, gap_ns: u64, wait: Wait, machine: Machine) {
         let slept_ns = if wait.sleeps + wait.needless > 0 { wait.added_ns.max(machine.wake_ns) } else { wait.added_ns };
-        self.cost_ns += (wait.looked_ns + slept_ns + wait.needless * machine.cpu_ns) as f64;
-        self.optimum_ns += gap_ns.min(machine.wake_ns) as f64;
-        self.cpu_ns += (wait.looked_ns + (wait.sleeps + wait.needless) * machine.cpu_ns) as f64;
+        let cpu_ns = wait.looked_ns + (wait.sleeps + wait.needless) * machine.cpu_ns;
+        self.cost_ns += (cpu_ns + slept_ns) as f64;
+        self.optimum_ns += gap_ns.min(machine.sleep_ns()) as f64;
+        self.cpu_ns += cpu_ns as f64;
         self.idle_ns += (gap_ns + wait.added_ns) as f64;
         self.added.saturating_record(wait.added_ns);
     }
@@ -102,7 +110,7 @@ pub(crate) enum Gaps {
     Adversary(usize),
 }
 
-/// A rule that never stops looking is kept waiting by an adversary for this many wake-ups.
+/// A rule that never stops looking is kept waiting by an adversary for as long as this many sleeps cost.
 const PATIENCE: u64 = 100;
 
 /// Lets `rule` meet all of `gaps`.
@@ -117,7 +125,7 @@ pub(crate) fn replay(rule: &mut dyn Rule, gaps: &Gaps, machine: Machine) -> Bill
         Gaps::Fixed(gaps) => gaps.iter().for_each(|gap_ns| meet(rule, *gap_ns)),
         Gaps::Adversary(count) => {
             for _ in 0..*count {
-                let patience_ns = PATIENCE * machine.wake_ns;
+                let patience_ns = PATIENCE * machine.sleep_ns();
                 let gap_ns = rule.worst_gap_ns().map_or(patience_ns, |gap_ns| gap_ns.min(patience_ns));
                 meet(rule, gap_ns);
             }

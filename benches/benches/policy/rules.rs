@@ -29,7 +29,7 @@ pub(crate) fn rule(index: usize, gaps: &Gaps, machine: Machine) -> Option<Box<dy
         "adaptive:cpu=10%" => Box::new(Ours::new(Target::Cpu { share: 0.1 }, machine)),
         "always poll" => return fixed(u64::MAX),
         "always block" => return fixed(0),
-        "spin one W" => return fixed(machine.wake_ns),
+        "spin one W" => return fixed(machine.sleep_ns()),
         "l3fwd-power" => Box::new(L3fwdPower::new(machine)),
         "VPP" => Box::new(Vpp::new(machine)),
         "ixy" => Box::new(Ixy::new(machine)),
@@ -106,7 +106,7 @@ struct Optimum {
 
 impl Rule for Optimum {
     fn meet(&mut self, gap_ns: u64) -> Wait {
-        if gap_ns <= self.machine.wake_ns { Wait::looked(gap_ns) } else { Wait::slept(0, self.machine) }
+        if gap_ns <= self.machine.sleep_ns() { Wait::looked(gap_ns) } else { Wait::slept(0, self.machine) }
     }
 
     fn worst_gap_ns(&self) -> Option<u64> {
@@ -119,7 +119,7 @@ fn best_fixed_ns(gaps: &[u64], machine: Machine) -> u64 {
     let mut sorted: Vec<u64> = gaps.iter().map(|gap_ns| machine.poll_ns.max(*gap_ns)).collect();
     sorted.sort_unstable();
     let cost = |caught_ns: u64, longer: usize, spin_ns: u64| {
-        caught_ns as f64 + longer as f64 * (spin_ns + machine.wake_ns) as f64
+        caught_ns as f64 + longer as f64 * (spin_ns + machine.sleep_ns()) as f64
     };
     let mut best = (cost(0, sorted.len(), 0), 0);
     let mut caught_ns = 0;

@@ -20,9 +20,9 @@ pub(crate) struct Trace {
 /// Gaps of most traces.
 const GAPS: usize = 100_000;
 
-/// All made-up traffic, on a machine whose wake-up takes `wake_ns`.
-pub(crate) fn all(wake_ns: u64) -> Vec<Trace> {
-    let w = wake_ns as f64;
+/// All made-up traffic, on a machine where a sleep costs `sleep_ns`.
+pub(crate) fn all(sleep_ns: u64) -> Vec<Trace> {
+    let w = sleep_ns as f64;
     let mut random = Random(42);
     let mut traces = Vec::new();
     let mut add = |name: &str, steady, gaps| {

@@ -11,12 +11,13 @@
 //! Policies take turns in short slices, round after round, so that what else the machine does meets all of them alike. A
 //! response time runs from the moment when a frame became visible to the driver to the doorbell that sent it back: however
 //! late the thread is that plays the device, that is not in it. Processor time is the kernel's account of the worker's
-//! thread. Then each target is watched for a minute.
+//! thread. Then adaptive's p99 is compared with polling's in many short windows, and each target is watched for a minute.
 
 mod options;
 mod plots;
 mod rig;
 mod table;
+mod tails;
 mod turns;
 mod watch;
 
@@ -34,5 +35,6 @@ fn main() -> Result<(), Box<dyn Error>> {
     if options.plots {
         plots::draw(&cases)?;
     }
+    tails::measure(&mut rig, &options)?;
     watch::measure(&mut rig, &options)
 }

@@ -31,6 +31,12 @@ pub(crate) struct Options {
     /// How long each target is watched at each traffic, in seconds
     #[arg(long, default_value_t = 60.0, value_parser = seconds)]
     pub(crate) watch: f64,
+    /// Rounds in which adaptive's p99 is compared with polling's, window by window; 0 for none
+    #[arg(long, default_value_t = 60)]
+    pub(crate) tails: u32,
+    /// Mean gaps at which that is done, in microseconds: shorter than a wake-up
+    #[arg(long, value_delimiter = ',', default_values_t = [5, 10], value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub(crate) tail_gaps: Vec<u32>,
     /// Real-time priority of all threads, 1 to 99: for a machine that has other work. With slices of more than half a second the
     /// kernel then interrupts polling for the sake of that
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=99))]
@@ -54,7 +60,7 @@ impl Options {
     pub(crate) fn read() -> Self {
         let mut options = Self::parse();
         if options.quick {
-            (options.seconds, options.rounds, options.watch) = (0.3, 1, 1.0);
+            (options.seconds, options.rounds, options.watch, options.tails) = (0.3, 1, 1.0, 2);
         }
         options
     }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::path::Path;
 
-use spinwake_bench::plot::{self, Axis, Frame, Series};
+use spinwake_apps::plot::{self, Axis, Frame, Series};
 use spinwake_pmd::soft::Gap;
 
 use super::turns::Case;

@@ -21,6 +21,22 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// After a slice: what is still under way comes back, and the machine does what it could not do meanwhile.
 const REST: Duration = Duration::from_millis(200);
 
+/// How long a policy is looked at, in pieces of one length, and what is left unlooked at around them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Timing {
+    pub(crate) warm_up: Duration,
+    pub(crate) window: Duration,
+    pub(crate) windows: u32,
+    pub(crate) rest: Duration,
+}
+
+impl Timing {
+    /// One after another, with the usual time before and after.
+    pub(crate) fn windows(window: Duration, windows: u32) -> Self {
+        Self { warm_up: WARM_UP, window, windows, rest: REST }
+    }
+}
+
 /// Frames at a mean rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Traffic {
@@ -72,6 +88,8 @@ impl Task for Echo {
 pub(crate) struct Slice {
     /// From a frame's becoming visible to the driver to the doorbell that sent it back, in nanoseconds.
     pub(crate) response_ns: Histogram<u64>,
+    /// The same of the first frame that each doorbell sent: one for each time that the worker came to look.
+    pub(crate) first_response_ns: Histogram<u64>,
     pub(crate) time: Duration,
     /// Processor time of the worker's thread, by the kernel's account.
     pub(crate) cpu: Duration,
@@ -136,20 +154,92 @@ impl Rig {
         traffic: Traffic,
         time: Duration,
     ) -> Result<Slice, Box<dyn Error>> {
+        let mut slices = self.run_windows(policy, traffic, Timing::windows(time, 1))?;
+        slices.pop().ok_or_else(|| "nothing was measured".into())
+    }
+
+    /// The same, with what was measured in each window of `timing`.
+    pub(crate) fn run_windows(
+        &mut self,
+        policy: WaitPolicy,
+        traffic: Traffic,
+        timing: Timing,
+    ) -> Result<Vec<Slice>, Box<dyn Error>> {
         let echo = self.echo.take().ok_or("an earlier worker did not give the port back")?;
         let config =
             WorkerConfig { name: "echo".into(), core: self.core, fifo: self.fifo, wait: EngineConfig::new(policy) };
         let worker = Worker::spawn(config, echo)?;
         self.control.set_traffic(Rate::PerSecond(1_000_000 / traffic.gap_us), traffic.pattern);
-        thread::sleep(WARM_UP);
-        let before = Reading::of(&self.nic, &worker)?;
-        thread::sleep(time);
-        let (after, verdict) = (Reading::of(&self.nic, &worker)?, worker.waits().verdict());
+        thread::sleep(timing.warm_up);
+        let mut readings = vec![Reading::of(&self.nic, &worker)?];
+        for _ in 0..timing.windows {
+            thread::sleep(timing.window);
+            readings.push(Reading::of(&self.nic, &worker)?);
+        }
         self.control.set_traffic(Rate::Silent, Gap::Even);
-        thread::sleep(REST);
-        let slice = Slice { verdict, ..after.since(&before)? };
+        thread::sleep(timing.rest);
         self.echo = Some(worker.stop()?);
-        Ok(slice)
+        readings.windows(2).map(|pair| pair[1].since(&pair[0])).collect()
+    }
+}
+
+/// What was measured of one policy in short windows, by whoever disturbs as little as possible.
+pub(crate) struct Windows {
+    /// The p99 of response times in each window in which frames came, in microseconds.
+    pub(crate) p99_us: Vec<f64>,
+    /// Of all windows together, as in a [`Slice`].
+    pub(crate) response_ns: Histogram<u64>,
+    pub(crate) time: Duration,
+    pub(crate) cpu: Duration,
+    pub(crate) parks: u64,
+}
+
+impl Rig {
+    /// As [`run_windows`](Self::run_windows), but for what happens between two windows: a [`Slice`] takes half a
+    /// millisecond to read, in which no frame comes, and after which adaptive is asleep.
+    pub(crate) fn run_closely(
+        &mut self,
+        policy: WaitPolicy,
+        traffic: Traffic,
+        timing: Timing,
+    ) -> Result<Windows, Box<dyn Error>> {
+        let mut times = Vec::new();
+        for _ in 0..=timing.windows {
+            let mut empty = new_histogram()?;
+            // Its pages are there from now on.
+            empty.reset();
+            times.push(empty);
+        }
+        let echo = self.echo.take().ok_or("an earlier worker did not give the port back")?;
+        let config =
+            WorkerConfig { name: "echo".into(), core: self.core, fifo: self.fifo, wait: EngineConfig::new(policy) };
+        let worker = Worker::spawn(config, echo)?;
+        let reporter = self.nic.reporter().ok_or("the port has no generator")?;
+        let light = || {
+            let cpu = worker.cpu_time().ok_or("the worker has ended")?;
+            Ok::<_, Box<dyn Error>>((Instant::now(), cpu, worker.waits().parks.get()))
+        };
+        self.control.set_traffic(Rate::PerSecond(1_000_000 / traffic.gap_us), traffic.pattern);
+        thread::sleep(timing.warm_up);
+        reporter.exchange_response_times(&mut times[0]);
+        let before = light()?;
+        for window in &mut times[1..] {
+            thread::sleep(timing.window);
+            reporter.exchange_response_times(window);
+        }
+        let after = light()?;
+        self.control.set_traffic(Rate::Silent, Gap::Even);
+        thread::sleep(timing.rest);
+        self.echo = Some(worker.stop()?);
+        // The first one is what came before.
+        let p99_us = times[1..].iter().filter_map(|times| response_us(times, 0.99)).collect();
+        let mut response_ns = new_histogram()?;
+        times[1..]
+            .iter()
+            .try_for_each(|times| response_ns.add(times))
+            .map_err(|error| format!("two histograms differ: {error}"))?;
+        let (time, cpu, parks) = (after.0 - before.0, after.1.saturating_sub(before.1), after.2 - before.2);
+        Ok(Windows { p99_us, response_ns, time, cpu, parks })
     }
 }
 
@@ -169,6 +259,7 @@ impl Reading {
         let busy = time(counters.busy_ticks.get());
         let slice = Slice {
             response_ns: report.response_ns,
+            first_response_ns: report.first_response_ns,
             time: Duration::ZERO,
             cpu,
             busy,
@@ -186,18 +277,21 @@ impl Reading {
             cost_ns: [&waits.cost_ns, &waits.cost_p99_ns, &waits.cost_cpu_ns].map(Gauge::get),
             spin_ns: waits.spin_ns.get(),
             hold_ns: waits.hold_ns.get(),
-            verdict: None,
+            verdict: waits.verdict(),
         };
         Ok(Self { at, slice })
     }
 
-    fn since(self, before: &Self) -> Result<Slice, Box<dyn Error>> {
-        let (now, then) = (self.slice, &before.slice);
-        let (mut response_ns, mut wake_ns) = (now.response_ns, now.wake_ns);
-        response_ns.subtract(&then.response_ns).map_err(|error| format!("a histogram shrank: {error}"))?;
-        wake_ns.subtract(&then.wake_ns).map_err(|error| format!("a histogram shrank: {error}"))?;
+    fn since(&self, before: &Self) -> Result<Slice, Box<dyn Error>> {
+        let (now, then) = (&self.slice, &before.slice);
+        let since = |now: &Histogram<u64>, then: &Histogram<u64>| {
+            let mut since = now.clone();
+            since.subtract(then).map_err(|error| format!("a histogram shrank: {error}"))?;
+            Ok::<_, String>(since)
+        };
         Ok(Slice {
-            response_ns,
+            response_ns: since(&now.response_ns, &then.response_ns)?,
+            first_response_ns: since(&now.first_response_ns, &then.first_response_ns)?,
             time: self.at - before.at,
             cpu: now.cpu.saturating_sub(then.cpu),
             busy: now.busy.saturating_sub(then.busy),
@@ -211,11 +305,11 @@ impl Reading {
             turned_back: now.turned_back - then.turned_back,
             sleeping: now.sleeping.saturating_sub(then.sleeping),
             arming: now.arming.saturating_sub(then.arming),
-            wake_ns,
+            wake_ns: since(&now.wake_ns, &then.wake_ns)?,
             cost_ns: now.cost_ns,
             spin_ns: now.spin_ns,
             hold_ns: now.hold_ns,
-            verdict: None,
+            verdict: now.verdict.clone(),
         })
     }
 }
@@ -250,15 +344,27 @@ impl Slice {
         )
     }
 
-    /// Response time that a share `q` of all frames does not exceed, in microseconds; `None` if so few came that it is one frame's.
+    /// See [`response_us`].
     pub(crate) fn response_us(&self, q: f64) -> Option<f64> {
-        let beyond = (1.0 - q) * self.response_ns.len() as f64;
-        (beyond >= 1.0).then(|| self.response_ns.value_at_quantile(q) as f64 / 1e3)
+        response_us(&self.response_ns, q)
+    }
+
+    /// All slices of one policy in one.
+    pub(crate) fn sum(slices: &[Self]) -> Result<Self, Box<dyn Error>> {
+        let mut sum = slices.first().cloned().ok_or("nothing was measured")?;
+        slices.iter().skip(1).try_for_each(|slice| sum.add(slice))?;
+        Ok(sum)
     }
 
     /// Joins what another slice of the same policy measured.
     pub(crate) fn add(&mut self, other: &Self) -> Result<(), Box<dyn Error>> {
-        self.response_ns.add(&other.response_ns).map_err(|error| format!("two histograms differ: {error}"))?;
+        for (sum, more) in [
+            (&mut self.response_ns, &other.response_ns),
+            (&mut self.first_response_ns, &other.first_response_ns),
+            (&mut self.wake_ns, &other.wake_ns),
+        ] {
+            sum.add(more).map_err(|error| format!("two histograms differ: {error}"))?;
+        }
         self.time += other.time;
         self.cpu += other.cpu;
         self.busy += other.busy;
@@ -276,14 +382,30 @@ impl Slice {
         ] {
             *sum += more;
         }
-        self.wake_ns.add(&other.wake_ns).map_err(|error| format!("two histograms differ: {error}"))?;
         Ok(())
     }
 }
 
+/// How many times are longer than this, and their share.
+pub(crate) fn later_than(times: &Histogram<u64>, limit_ns: u64) -> (u64, f64) {
+    let late = times.len() - times.count_between(0, limit_ns);
+    (late, late as f64 / times.len().max(1) as f64)
+}
+
+/// An empty histogram, as the port's own.
+fn new_histogram() -> Result<Histogram<u64>, Box<dyn Error>> {
+    Ok(Histogram::new_with_bounds(1, 100_000_000_000, 3)?)
+}
+
+/// Response time that a share `q` of all frames does not exceed, in microseconds; `None` if so few came that it is one frame's.
+pub(crate) fn response_us(times: &Histogram<u64>, q: f64) -> Option<f64> {
+    let beyond = (1.0 - q) * times.len() as f64;
+    (beyond >= 1.0).then(|| times.value_at_quantile(q) as f64 / 1e3)
+}
+
 /// A live histogram's values in one that can be added to others.
 fn histogram(values: &Snapshot) -> Result<Histogram<u64>, Box<dyn Error>> {
-    let mut histogram = Histogram::new_with_bounds(1, 100_000_000_000, 3)?;
+    let mut histogram = new_histogram()?;
     for (value, count) in values.buckets() {
         histogram.saturating_record_n(value.max(1), count);
     }

@@ -3,8 +3,8 @@
 use std::error::Error;
 
 use spinwake::wait::WaitPolicy;
+use spinwake_apps::plot::Series;
 use spinwake_bench::compare::Spread;
-use spinwake_bench::plot::Series;
 
 use super::options::{Options, Pattern};
 use super::rig::{Rig, Slice, Traffic};
@@ -53,9 +53,7 @@ impl Case {
             }
         }
         let joined = |(policy, rounds): (&WaitPolicy, Vec<Slice>)| {
-            let mut sum = rounds.first().cloned().ok_or("no rounds")?;
-            rounds.iter().skip(1).try_for_each(|slice| sum.add(slice))?;
-            Ok::<_, Box<dyn Error>>(Measured { policy: *policy, rounds, sum })
+            Ok::<_, Box<dyn Error>>(Measured { policy: *policy, sum: Slice::sum(&rounds)?, rounds })
         };
         let policies = options.policies.iter().zip(rounds).map(joined).collect::<Result<_, _>>()?;
         Ok(Self { pattern, gap_us, policies })
