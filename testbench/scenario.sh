@@ -1,6 +1,6 @@
 # shellcheck shell=bash
 # What the guest scenarios share: two namespaces of the kernel, cabled to the two NICs of a forwarder.
-# Sourced, inside a guest started by testbench/guest, which has these devices:
+# Sourced, inside a guest started by testbench/guest, which has these devices (or others in their places):
 #
 #   namespace a: e1000e 03:00.0 ── cable ── igb 01:00.0 ── forwarder ── igb 02:00.0 ── cable ── e1000e 04:00.0 :namespace b
 #
@@ -12,6 +12,7 @@ port_a=0000:01:00.0
 port_b=0000:02:00.0
 nic_a=0000:03:00.0
 nic_b=0000:04:00.0
+queues=${SPINWAKE_QUEUES:-4}
 hugepages=256
 checks_failed=0
 forwarder_pid=""
@@ -50,11 +51,17 @@ bind_vfio() {
     [ "$(basename "$(readlink "$device/driver")")" = vfio-pci ]
 }
 
+# The name of a PCI device's network interface; a virtio device has one more device between the two.
+interface_of() {
+    compgen -G "/sys/bus/pci/devices/$1/net/*" | sed 's/.*\///' ||
+        compgen -G "/sys/bus/pci/devices/$1/virtio*/net/*" | sed 's/.*\///'
+}
+
 # Gives a kernel NIC to a namespace as "wire", with one address.
 wire_namespace() {
     local namespace=$1 nic=$2 address=$3 name
-    wait_for 30 test -d "/sys/bus/pci/devices/$nic/net"
-    name=$(ls "/sys/bus/pci/devices/$nic/net")
+    wait_for 30 interface_of "$nic"
+    name=$(interface_of "$nic")
     ip netns add "$namespace"
     ip link set "$name" down
     ip link set "$name" name wire netns "$namespace"
@@ -66,7 +73,7 @@ wire_namespace() {
 set_up() {
     [ -c /dev/vfio/vfio ] || modprobe vfio-pci
     modprobe vfio_iommu_type1
-    modprobe -a e1000e 8021q
+    modprobe -a e1000e virtio_net 8021q
     bind_vfio "$port_a"
     bind_vfio "$port_b"
     echo "$hugepages" > /proc/sys/vm/nr_hugepages
@@ -87,7 +94,7 @@ tear_down() {
 }
 
 start_forwarder() {
-    "$forwarder" run "$port_a" "$port_b" 4 "$log_dir" > "$log_dir/$forwarder_name.log" 2>&1 < /dev/null &
+    "$forwarder" run "$port_a" "$port_b" "$queues" "$log_dir" > "$log_dir/$forwarder_name.log" 2>&1 < /dev/null &
     forwarder_pid=$!
 }
 
