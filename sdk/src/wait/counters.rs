@@ -69,8 +69,8 @@ pub struct WaitCounters {
     /// Processor time of one sleep, in nanoseconds, as known now. Zero while polling.
     pub cost_cpu_ns: Gauge,
     /// From the moment of a wake-up to the worker's return from the kernel, in nanoseconds. Known for signals of other
-    /// threads and for time limits; a device does not tell when it fired. A worker that keeps to a wake-up latency sets
-    /// time limits to see it.
+    /// threads and for time limits; a device does not tell when it fired. A worker that keeps to a wake-up latency has
+    /// itself woken now and then to see it.
     pub wake_ns: LiveHistogram,
     /// How long idle gaps lasted, in nanoseconds.
     pub gap_ns: LiveHistogram,

@@ -9,17 +9,19 @@
 mod audit;
 mod notes;
 mod sleep;
-mod sounding;
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arrayvec::ArrayVec;
+
 use super::care::{self, Care};
 use super::counters::{State, WaitCounters};
 use super::policy::{Adaptive, Idle, Target, WaitPolicy, WakeCost};
 use super::set::{Origin, SourceSet, visit};
+use super::sounder::Sounder;
 use super::{EachSource, Source, Steps, after_arming, calibrate, park, prepare};
 use crate::clock::{Clock, ClockSource};
 use crate::sys::epoll::Woken;
@@ -87,6 +89,11 @@ pub enum EngineError {
 const POLL_NS: u64 = 2_000;
 /// How long it looks with pauses before the next turn.
 const RELAX_NS: u64 = 20_000;
+/// What ended gaps teach is learned once a gap has lasted this long, or is to be slept in: the frame that comes right after
+/// another one does not wait for that.
+const STUDY_NS: u64 = 1_000;
+/// Gaps that may wait for it.
+const UNLEARNED: usize = 16;
 /// Timers of an ordinary thread may fire this much of their length late, in thousandths (select_estimate_accuracy in
 /// the kernel's fs/select.c).
 const TIMER_SLACK_PART: u64 = 1;
@@ -132,11 +139,17 @@ pub struct Engine {
     held_back: Option<Duration>,
     /// How long it looks turn by turn.
     poll: u64,
+    /// How long a gap lasts before those before it are learned from,
+    study_after: u64,
+    /// and these: the lengths of those that ended while it looked, oldest first.
+    unlearned: ArrayVec<u64, UNLEARNED>,
     /// Time in gaps that have ended.
     idle: u64,
     audit: Audit,
     /// What it holds so that wake-ups are fast.
     care: Care,
+    /// Sees how long wake-ups take, for a latency to keep to.
+    sounder: Option<Sounder>,
 }
 
 /// When to sleep.
@@ -215,10 +228,20 @@ impl Engine {
             moderated: false,
             held_back: None,
             poll: 0,
+            study_after: clock.ns_to_ticks(STUDY_NS),
+            unlearned: ArrayVec::new(),
             idle: 0,
             audit: Audit::default(),
             care,
+            sounder: None,
         };
+        if let Rule::Adaptive(adaptive) = &engine.rule
+            && adaptive.wants_soundings()
+        {
+            let sounder = Sounder::start(engine.counters.clone()).map_err(os("a thread that watches wake-ups"))?;
+            engine.set.add_sounder(sounder.vector()).map_err(os("an eventfd in an epoll set"))?;
+            engine.sounder = Some(sounder);
+        }
         engine.refresh(each)?;
         engine.poll = clock.ns_to_ticks(engine.latency_ns().max(POLL_NS));
         engine.begin_audit(clock.now());
@@ -273,6 +296,10 @@ impl Engine {
             None => self.begin_gap(now),
         };
         let idle = now.saturating_sub(gap.since);
+        if idle >= gap.spin.min(self.study_after) && !self.unlearned.is_empty() {
+            self.study();
+            return now; // how long to look may be different now
+        }
         if idle >= gap.spin {
             return self.park(now, each);
         }
@@ -318,8 +345,14 @@ impl Engine {
     /// Ends what [`prepare`](Self::prepare) began. Without that it does nothing.
     pub fn resume(&mut self, each: EachSource<'_>) {
         let Some(parked) = self.parked else { return };
-        let woken = self.set.wait(Duration::ZERO, each);
+        let mut woken = self.set.wait(Duration::ZERO, each);
         let now = self.clock.now();
+        if self.set.sounded() {
+            self.note_sounding(parked, now);
+            if woken == Woken::Ready(1) {
+                woken = Woken::Interrupted;
+            }
+        }
         let slept = now.saturating_sub(parked.from);
         self.counters.sleep_ticks.add(slept);
         self.note_away(slept);
@@ -342,6 +375,14 @@ impl Engine {
     }
 
     fn begin_gap(&mut self, now: u64) -> Gap {
+        self.audit(now);
+        let gap = Gap { since: now, spin: self.spin(), away: 0, sleeps: 0, slept: None };
+        self.gap = Some(gap);
+        gap
+    }
+
+    /// How long to look in this gap, by what has been learned so far.
+    fn spin(&self) -> u64 {
         let spin_ns = match &self.rule {
             Rule::Poll => u64::MAX,
             _ if self.sleepless => u64::MAX,
@@ -349,25 +390,61 @@ impl Engine {
             Rule::Adaptive(adaptive) => adaptive.spin_ns(),
         };
         self.counters.spin_ns.set(spin_ns);
-        self.audit(now);
-        let gap = Gap { since: now, spin: self.clock.ns_to_ticks(spin_ns), away: 0, sleeps: 0, slept: None };
-        self.gap = Some(gap);
-        gap
+        self.clock.ns_to_ticks(spin_ns)
     }
 
     fn end_gap(&mut self, gap: Gap, now: u64) {
-        let wake = self.clock.ns_to_ticks(self.latency_ns());
-        let slept = gap.slept;
-        // A sleep lasts until the worker is awake; the work came a wake-up's time before.
-        let came = slept.map_or(now, |slept| slept.until.saturating_sub(wake).max(slept.from));
-        let ns = |ticks| self.clock.ticks_to_ns(ticks);
         let idle = now.saturating_sub(gap.since);
         self.idle = self.idle.saturating_add(idle);
-        let gap_ns = ns(came.saturating_sub(gap.since));
+        if gap.sleeps > 0 {
+            self.learn_all();
+            self.learn_slept(gap, now);
+        } else {
+            if self.unlearned.is_full() {
+                let oldest = self.unlearned.remove(0);
+                self.learn_looked(oldest);
+            }
+            self.unlearned.push(idle);
+        }
+    }
+
+    /// Learns from the gaps that ended before this one, and decides anew how long to look in it.
+    #[cold]
+    fn study(&mut self) {
+        self.learn_all();
+        let spin = self.spin();
+        if let Some(gap) = &mut self.gap {
+            gap.spin = spin;
+        }
+    }
+
+    fn learn_all(&mut self) {
+        for idle in std::mem::take(&mut self.unlearned) {
+            self.learn_looked(idle);
+        }
+    }
+
+    /// Learns from a gap that ended after `idle`, while it looked.
+    fn learn_looked(&mut self, idle: u64) {
+        let gap_ns = self.clock.ticks_to_ns(idle);
         self.counters.gap_ns.record(gap_ns);
-        if slept.is_some_and(|slept| came.saturating_sub(slept.from) < wake) {
+        if let Rule::Adaptive(adaptive) = &mut self.rule {
+            adaptive.learn(Idle::looked(gap_ns));
+        }
+    }
+
+    /// Learns from a gap that it slept in.
+    fn learn_slept(&mut self, gap: Gap, now: u64) {
+        let wake = self.clock.ns_to_ticks(self.latency_ns());
+        // A sleep lasts until the worker is awake; the work came a wake-up's time before.
+        let came = gap.slept.map_or(now, |slept| slept.until.saturating_sub(wake).max(slept.from));
+        if gap.slept.is_some_and(|slept| came.saturating_sub(slept.from) < wake) {
             self.counters.regrets.add(1);
         }
+        let ns = |ticks| self.clock.ticks_to_ns(ticks);
+        let idle = now.saturating_sub(gap.since);
+        let gap_ns = ns(came.saturating_sub(gap.since));
+        self.counters.gap_ns.record(gap_ns);
         if let Rule::Adaptive(adaptive) = &mut self.rule {
             let looked_ns = ns(idle.saturating_sub(gap.away));
             adaptive.learn(Idle { gap_ns, idle_ns: ns(idle), looked_ns, sleeps: gap.sleeps });

@@ -14,6 +14,7 @@ mod register;
 mod relay;
 mod set;
 mod sleeps;
+mod sounder;
 mod source;
 mod sync;
 mod timer;

@@ -15,6 +15,9 @@ use crate::irq::{IrqKind, Vector};
 use crate::sys::epoll::{Epoll, Events, Trigger, Woken};
 use crate::telemetry::Counter;
 
+/// The key of the sounder's event, which is no source's.
+const SOUNDER: u64 = u64::MAX;
+
 /// What ends a sleep.
 #[derive(Debug)]
 enum Event {
@@ -87,6 +90,7 @@ pub(super) struct SourceSet {
     deaf: Vec<Deaf>,
     has_fds: bool,
     has_lines: bool,
+    has_sounder: bool,
     needs_heavy_fence: bool,
 }
 
@@ -101,8 +105,16 @@ impl SourceSet {
             deaf: Vec::new(),
             has_fds: false,
             has_lines: false,
+            has_sounder: false,
             needs_heavy_fence: false,
         })
+    }
+
+    /// Takes in what a sounder ends sleeps by, for good; before the first refresh.
+    pub(super) fn add_sounder(&mut self, vector: &Vector) -> io::Result<()> {
+        self.epoll.add(vector.as_fd(), SOUNDER, Trigger::Edge)?;
+        self.has_sounder = true;
+        Ok(())
     }
 
     /// Takes in the sources that `each` visits instead of those of before. On an error the set holds some of them.
@@ -127,7 +139,7 @@ impl SourceSet {
                 *source = known.remove(at);
             }
         }
-        self.ready = Events::new(self.events.len().max(1));
+        self.ready = Events::new((self.events.len() + usize::from(self.has_sounder)).max(1));
         // What fired before is no wake-up: its edges are seen here. Never by reading it: other workers may wait for the
         // same vector, and one that is empty by the time they run does not wake them.
         self.wait(Duration::ZERO, each);
@@ -248,6 +260,12 @@ impl SourceSet {
     /// Whether the source at `index` is among those whose event came with the last wait.
     pub(super) fn has_fired(&self, index: usize) -> bool {
         matches!(self.part(index), Part::Event(key) if self.ready.keys().any(|ready| ready == key as u64))
+    }
+
+    /// Whether the sounder's event is among those that came with the last wait.
+    #[inline]
+    pub(super) fn sounded(&self) -> bool {
+        self.has_sounder && self.ready.keys().any(|ready| ready == SOUNDER)
     }
 
     /// When the first of the wakers whose event came with the last wait was signalled, in ticks.

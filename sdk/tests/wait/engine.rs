@@ -464,12 +464,27 @@ fn sleep_on_a_device(target: Target, enough: impl Fn(&WaitCounters) -> bool) -> 
 fn how_long_a_device_takes_to_wake_is_seen_without_a_sleep_more() {
     let target = Target::Wake { latency: LONG };
     let counters = sleep_on_a_device(target, |counters| counters.wake_ns.snapshot().count() >= 5);
-    // What a sounding ends is no sleep of its own, no limit that passed, and nothing that was lost.
+    // What a sounding interrupts is no sleep of its own, no limit that passed, and nothing that was lost.
     assert_eq!((counters.timeouts.get(), counters.rescues.get()), (0, 0), "{counters:?}");
     assert_eq!(counters.parks.get(), counters.wakes.get() + counters.spurious.get(), "{counters:?}");
     // Who keeps to no latency does not ask.
     let counters = sleep_on_a_device(Target::None, |counters| counters.parks.get() >= 20);
     assert_eq!(counters.wake_ns.snapshot().count(), 0);
+}
+
+#[test]
+fn how_long_a_foreign_loop_takes_to_wake_is_seen_too() {
+    let mut device = Device::new();
+    let mut engine = engine(patient(WaitPolicy::Adaptive(Target::Wake { latency: LONG })), &mut [&mut device]);
+    let deadline = Instant::now() + LONG;
+    while engine.counters().wake_ns.snapshot().count() < 5 {
+        assert!(Instant::now() < deadline, "{:?}", engine.counters());
+        let limit = engine.prepare(&mut |each| each(&mut device)).expect("there is no work");
+        wait_readable(engine.as_fd(), limit).expect("the descriptor is open");
+        engine.resume(&mut |each| each(&mut device));
+    }
+    let counters = engine.counters();
+    assert_eq!((counters.wakes.get(), counters.spurious.get(), counters.timeouts.get()), (0, 0, 0), "{counters:?}");
 }
 
 #[test]

@@ -35,6 +35,7 @@ impl Engine {
 
     #[cold]
     fn close_audit(&mut self, now: u64) {
+        self.learn_all(); // what the kernel accounts for is set against what was learned
         let before = self.audit;
         let cpu = sched::thread_cpu_time().saturating_sub(before.cpu);
         let (passed, idle) = (now.saturating_sub(before.at), self.idle.saturating_sub(before.idle));

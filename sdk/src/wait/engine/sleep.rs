@@ -1,6 +1,5 @@
 //! One sleep: the steps of a park, and the account of it.
 
-use std::ops::ControlFlow;
 use std::time::Duration;
 
 use super::{Engine, Gap, Parked, Rule, Slept, visit};
@@ -94,7 +93,9 @@ impl<'a, 'b> Sleep<'a, 'b> {
         if let Some(at) = signalled.filter(|at| (parked.from..=self.now).contains(at)) {
             let ns = self.engine.clock.ticks_to_ns(self.now - at);
             self.engine.counters.wake_ns.record(ns);
-            if let Rule::Adaptive(adaptive) = &mut self.engine.rule {
+            // Where wake-ups are sounded, a time limit's end would water down what that shows: the machine knew of it.
+            let counts = woken != Woken::TimedOut || self.engine.sounder.is_none();
+            if counts && let Rule::Adaptive(adaptive) = &mut self.engine.rule {
                 adaptive.on_wake_latency(ns);
             }
         }
@@ -165,10 +166,7 @@ impl Steps for Sleep<'_, '_> {
 
     fn block(&mut self) -> bool {
         let Some(parked) = self.engine.parked else { return false };
-        let woken = match self.engine.sound(parked, self.each) {
-            ControlFlow::Break(woken) => woken,
-            ControlFlow::Continue(rest) => self.engine.block(rest, self.each),
-        };
+        let woken = self.engine.block(parked, self.each);
         let slept = self.lap();
         self.engine.counters.sleep_ticks.add(slept);
         self.engine.note_away(slept);
@@ -210,14 +208,37 @@ impl Engine {
         parked.until().saturating_add(slack)
     }
 
-    /// Blocks, and goes on blocking when a signal handler ran meanwhile. Tells the sources that woke.
+    /// Blocks, and goes on blocking when a signal handler ran meanwhile, or the sounder wanted to see how long waking up
+    /// takes. Tells the sources that woke.
     pub(super) fn block(&mut self, parked: Parked, each: EachSource<'_>) -> Woken {
         let mut left = parked.limit;
         loop {
-            match self.set.wait(Duration::from_nanos(self.clock.ticks_to_ns(left)), each) {
-                Woken::Interrupted => left = parked.until().saturating_sub(self.clock.now()),
-                woken => return woken,
+            let woken = self.set.wait(Duration::from_nanos(self.clock.ticks_to_ns(left)), each);
+            let goes_on = match woken {
+                Woken::Ready(events) if self.set.sounded() => events == 1,
+                Woken::Interrupted => true,
+                Woken::Ready(_) | Woken::TimedOut => return woken,
+            };
+            let now = self.clock.now();
+            self.note_sounding(parked, now);
+            if !goes_on {
+                return woken;
             }
+            left = parked.until().saturating_sub(now);
+        }
+    }
+
+    /// Takes note of how long the wake-up took that the sounder made, if it did so in this sleep.
+    pub(super) fn note_sounding(&mut self, parked: Parked, now: u64) {
+        let (Some(sounder), Rule::Adaptive(adaptive)) = (&self.sounder, &mut self.rule) else { return };
+        if !self.set.sounded() {
+            return;
+        }
+        if let Some(at) = Some(sounder.signalled_at()).filter(|at| (parked.from..=now).contains(at)) {
+            let ns = self.clock.ticks_to_ns(now - at);
+            self.counters.wake_ns.record(ns);
+            adaptive.on_wake_latency(ns);
+            sounder.hurry(adaptive.in_doubt());
         }
     }
 

@@ -22,7 +22,6 @@ mod cost;
 mod gaps;
 mod guard;
 mod rule;
-mod sounding;
 mod spec;
 mod target;
 #[cfg(all(test, not(loom)))]
@@ -36,7 +35,6 @@ use std::time::Duration;
 
 use cost::LiveCost;
 use rule::{Rule, longest_within};
-use sounding::Sounding;
 use target::{Allowance, Promise};
 
 /// Decides how long a worker looks before it sleeps, and learns from each gap.
@@ -81,7 +79,7 @@ struct Unaudited {
 #[derive(Debug, Clone)]
 enum Mode {
     Least,
-    Wake(Promise, Sounding, Feasible),
+    Wake(Promise, Feasible),
     Cpu(Allowance, Looking),
 }
 
@@ -129,6 +127,8 @@ impl Idle {
 const REVIEW_GAPS: u32 = 64;
 /// Of those, one that was slept in counts as many as this.
 const SLEPT_COUNTS: u32 = 16;
+/// Wake-ups of which so many were measured are known well.
+const WELL_KNOWN: u64 = 256;
 /// By how many times their distance wake-ups are kept further apart for the sake of a debt, at most.
 const DEBT_SPACINGS: u64 = 3;
 /// How much more than the share sleeps may be expected to take before wake-ups are no longer held back: once they are,
@@ -147,7 +147,7 @@ impl Adaptive {
             Target::Wake { latency } => {
                 let limit_ns = u64::try_from(latency.as_nanos()).unwrap_or(u64::MAX);
                 let feasible = if cost.latency_p99_ns <= limit_ns { Feasible::Yes } else { Feasible::No };
-                Mode::Wake(Promise::new(limit_ns), Sounding::new(), feasible)
+                Mode::Wake(Promise::new(limit_ns), feasible)
             }
             Target::Cpu { share } => {
                 assert!(share > 0.0 && share <= 1.0, "a share of a core is more than 0 and at most 1, not {share}");
@@ -188,12 +188,7 @@ impl Adaptive {
         self.unaudited.add(idle, spent_ns);
         match &mut self.mode {
             Mode::Least => {}
-            Mode::Wake(promise, sounding, _) => {
-                promise.idle(idle.idle_ns);
-                if idle.sleeps > 0 {
-                    sounding.slept(idle.gap_ns.saturating_sub(idle.looked_ns));
-                }
-            }
+            Mode::Wake(promise, _) => promise.idle(idle.idle_ns),
             Mode::Cpu(allowance, looking) => {
                 allowance.settle(idle.idle_ns, spent_ns);
                 looking.learn(self.rule.gaps(), allowance, cpu_ns, idle.sleeps > 0);
@@ -213,28 +208,16 @@ impl Adaptive {
         }
     }
 
-    /// After how long the sleep that begins now is to be ended, only to see how long that wake-up takes, before it goes
-    /// on; `None` for most sleeps, and without a [`Target::Wake`]. To be asked once a sleep.
-    #[inline]
-    pub fn sound_ns(&mut self) -> Option<u64> {
-        let latency_ns = self.cost.get().latency_ns;
-        match &mut self.mode {
-            Mode::Wake(promise, sounding, _) => sounding.next(promise.on_trial(), latency_ns),
-            Mode::Least | Mode::Cpu(..) => None,
-        }
+    /// Whether wake-ups are to be measured on purpose: there is a [`Target::Wake`], and it may be kept by sleeping. Those
+    /// that come of themselves are not enough: a device does not tell when it interrupted.
+    pub fn wants_soundings(&self) -> bool {
+        matches!(self.mode, Mode::Wake(_, Feasible::Yes))
     }
 
-    /// A sleep was ended as [`sound_ns`](Self::sound_ns) asked, and the worker was awake this long after the time that was
-    /// set; zero for a timer that was early, as those of some length may be.
-    ///
-    /// Where work came meanwhile nobody knows which of the two ended the sleep; either way the wake-up took as long as
-    /// this at least. Where that is nothing, it is not to be called.
-    pub fn on_sounding(&mut self, late_ns: u64) {
-        if late_ns > 0 {
-            self.on_wake_latency(late_ns);
-        } else if let Mode::Wake(promise, ..) = &mut self.mode {
-            promise.measured(0);
-        }
+    /// Whether more wake-ups than usual are to be measured: a [`Target::Wake`] was missed of late, or little is known of
+    /// them yet.
+    pub fn in_doubt(&self) -> bool {
+        matches!(&self.mode, Mode::Wake(promise, Feasible::Yes) if promise.on_trial() || promise.counts().0 < WELL_KNOWN)
     }
 
     /// The kernel has accounted for this much processor time in the gaps that were learned since the last call. To be
@@ -271,13 +254,13 @@ impl Adaptive {
         let cost = self.cost.get();
         match &self.mode {
             Mode::Least => None,
-            Mode::Wake(_, _, Feasible::No) => Some(format!(
+            Mode::Wake(_, Feasible::No) => Some(format!(
                 "a wake-up takes {} at the median and {} at p99 on this core: {} cannot be kept by sleeping, so this worker polls",
                 Ns(cost.latency_ns),
                 Ns(cost.latency_p99_ns),
                 self.target(),
             )),
-            Mode::Wake(promise, _, Feasible::Yes) if promise.on_trial() => {
+            Mode::Wake(promise, Feasible::Yes) if promise.on_trial() => {
                 let (sleeps, late) = promise.counts();
                 Some(format!(
                     "{late} of the last {sleeps} wake-ups that were measured took longer than {} allows, where one in a hundred may \
@@ -314,7 +297,7 @@ impl Adaptive {
         (self.spin_ns, self.hold_ns) = match &self.mode {
             Mode::Least => (self.rule.spin_ns(), 0),
             // A gap that outlasts the pause ends in sleeps again: else a worker without traffic would poll for ever.
-            Mode::Wake(promise, _, Feasible::Yes) => (self.rule.spin_ns().max(promise.pause_ns()), 0),
+            Mode::Wake(promise, Feasible::Yes) => (self.rule.spin_ns().max(promise.pause_ns()), 0),
             Mode::Wake(..) => (u64::MAX, 0),
             Mode::Cpu(allowance, _) if allowance.asked() >= 1.0 => (u64::MAX, 0),
             Mode::Cpu(allowance, looking) => looking.decide(allowance, self.rule.spin_ns(), self.cost.get().cpu_ns),
