@@ -238,9 +238,10 @@ impl Engine {
         if let Rule::Adaptive(adaptive) = &engine.rule
             && adaptive.wants_soundings()
         {
-            let sounder = Sounder::start(engine.counters.clone()).map_err(os("a thread that watches wake-ups"))?;
-            engine.set.add_sounder(sounder.vector()).map_err(os("an eventfd in an epoll set"))?;
-            engine.sounder = Some(sounder);
+            engine.sounder = Sounder::start(engine.counters.clone()).map_err(os("a thread that watches wake-ups"))?;
+            if let Some(sounder) = &engine.sounder {
+                engine.set.add_sounder(sounder.vector()).map_err(os("an eventfd in an epoll set"))?;
+            }
         }
         engine.refresh(each)?;
         engine.poll = clock.ns_to_ticks(engine.latency_ns().max(POLL_NS));

@@ -105,6 +105,13 @@ pub fn measure_sleeps(
     Ok(sleeps)
 }
 
+/// The cores that this process may use, but for this one. A new thread inherits the mask of the one that made it, which is
+/// pinned, so it must be told where else it may run.
+pub(super) fn elsewhere(core: usize) -> Vec<usize> {
+    let allowed = sched::affinity(sched::process_id()).unwrap_or_default();
+    allowed.into_iter().filter(|&other| other != core).collect()
+}
+
 /// What sleeper and waker tell each other.
 #[derive(Debug, Default)]
 struct Shared {
@@ -126,11 +133,8 @@ impl Drop for End<'_> {
 impl Shared {
     /// Ends each sleep a while after it began.
     fn end_sleeps(&self, clock: Clock, sleeper: usize, plan: &SleepPlan<'_>, wake: impl Fn()) {
-        // A thread inherits the mask of the one that made it, which is pinned.
-        let allowed = sched::affinity(sched::process_id()).unwrap_or_default();
-        let elsewhere = allowed.into_iter().find(|&core| core != sleeper);
-        // Where it cannot move it measures on one core, which is right too: only slower than it might be.
-        let moved = elsewhere.is_some_and(|core| cpu::pin_current_thread(core).is_ok());
+        // Where it cannot move it ends sleeps from the sleeper's own core, which is then awake already.
+        let moved = elsewhere(sleeper).first().is_some_and(|&core| cpu::pin_current_thread(core).is_ok());
         let punctual = plan.punctual && moved;
         let mut done = 0;
         while !self.end.load(Ordering::Acquire) {

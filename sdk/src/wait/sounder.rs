@@ -18,6 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use super::counters::{State, WaitCounters};
+use super::sleeps::elsewhere;
 use crate::clock::Clock;
 use crate::cpu::KeepOff;
 use crate::irq::Vector;
@@ -46,12 +47,17 @@ struct Shared {
 }
 
 impl Sounder {
-    /// Begins to sound the sleeps of the worker that keeps these counters.
+    /// Begins to sound the sleeps of the calling thread, which keeps these counters. `None` where the process may use no
+    /// other core: a thread beside it keeps the core awake, and would find every wake-up fast.
     ///
     /// # Errors
     ///
     /// When the process is out of file descriptors or threads.
-    pub(super) fn start(worker: Arc<WaitCounters>) -> io::Result<Self> {
+    pub(super) fn start(worker: Arc<WaitCounters>) -> io::Result<Option<Self>> {
+        let cores = elsewhere(sched::current_core()?);
+        if cores.is_empty() {
+            return Ok(None);
+        }
         let shared = Arc::new(Shared {
             worker,
             vector: Vector::new()?,
@@ -60,8 +66,8 @@ impl Sounder {
             end: AtomicBool::new(false),
         });
         let its = shared.clone();
-        let thread = thread::Builder::new().name("sounder".into()).spawn(move || its.run())?;
-        Ok(Self { shared, thread: Some(thread) })
+        let thread = thread::Builder::new().name("sounder".into()).spawn(move || its.run(&cores))?;
+        Ok(Some(Self { shared, thread: Some(thread) }))
     }
 
     /// What it ends sleeps by: never drained, so to be watched edge-triggered.
@@ -92,12 +98,12 @@ impl Drop for Sounder {
 }
 
 impl Shared {
-    fn run(&self) {
-        // A thread inherits the mask of the one that made it, which is pinned; and its priority, which is right: what comes
-        // between noting the time and the signal would count as a slow wake-up.
-        let everywhere = sched::affinity(sched::process_id());
-        if let Err(error) = everywhere.and_then(|cores| sched::set_affinity(0, &cores)) {
-            log::debug!("the thread that watches wake-ups stays on its worker's core: {error}");
+    fn run(&self, cores: &[usize]) {
+        // Its priority is the worker's, which is right: what comes between noting the time and the signal would count as
+        // a slow wake-up.
+        if let Err(error) = sched::set_affinity(0, cores) {
+            log::warn!("wake-ups are not watched: cannot run on another core than the worker: {error}");
+            return;
         }
         let clock = Clock::get();
         let mut keep_off = KeepOff::new();

@@ -38,6 +38,16 @@ impl Engine {
             ),
         }));
         notes.extend_from_slice(self.care.notes());
+        if self.sounder.is_none()
+            && let Rule::Adaptive(adaptive) = &self.rule
+            && adaptive.wants_soundings()
+        {
+            notes.push(
+                "this process may use no other core, from which its wake-ups could be watched: if a device's become slower, it \
+                 does not notice"
+                    .into(),
+            );
+        }
         notes.extend(self.verdict());
         notes
     }
