@@ -17,6 +17,12 @@ const FOLDERS: [&str; 3] = ["/boot/loader/entries", "/efi/loader/entries", "/boo
 const IMAGES: [&str; 3] = ["/boot/EFI/Linux", "/efi/EFI/Linux", "/boot/efi/EFI/Linux"];
 const WHY: &str = "the kernel takes these parameters at boot only";
 
+/// Whether there are any.
+pub(super) fn are_there(host: &Host) -> bool {
+    let is_entry = |name: &String| name.ends_with(".conf");
+    host.has(COMMAND_LINE) || FOLDERS.iter().any(|folder| host.names(folder).iter().any(is_entry))
+}
+
 /// Adds what has these boot with `parameters`. Returns whether there are any.
 pub(super) fn plan(host: &Host, parameters: &[String], plan: &mut Plan) -> bool {
     let mut found = false;

@@ -26,9 +26,14 @@ const END: &str = "# --- spinwake-tune: end";
 /// How the line of the block begins in which its parameters stand, up to the closing quote.
 const ADDED: &str = "GRUB_CMDLINE_LINUX_DEFAULT=\"$(spinwake_kept \"${GRUB_CMDLINE_LINUX_DEFAULT:-}\")";
 
+/// Whether there is GRUB.
+pub(super) fn is_there(host: &Host) -> bool {
+    host.has(SETTINGS) || host.has(FOLDER)
+}
+
 /// Adds what has GRUB boot with `parameters`. Returns whether there is GRUB.
 pub(super) fn plan(host: &Host, parameters: &[String], entries: &[Entry], plan: &mut Plan) -> bool {
-    if !host.has(SETTINGS) && !host.has(FOLDER) {
+    if !is_there(host) {
         return false;
     }
     let wanted = if reads_folder(host) {

@@ -28,6 +28,11 @@ pub fn parameters(profile: &Profile, roles: &Roles) -> Vec<String> {
     wanted.map(|one| one.replace("{workers}", &workers).replace("{others}", &others)).collect()
 }
 
+/// Whether the machine boots by something whose parameters can be changed here.
+pub fn has_loader(host: &Host) -> bool {
+    grub::is_there(host) || entries::are_there(host)
+}
+
 /// Adds what has the machine boot with `parameters`. `entries` are the changes not yet taken back.
 pub fn plan(host: &Host, parameters: &[String], entries: &[Entry], plan: &mut Plan) {
     if parameters.is_empty() {

@@ -11,8 +11,10 @@ use super::item::Remedy;
 use super::seen::{self, Unseen};
 use super::tasks::{self, Task};
 use super::workers::{Origin, Workers};
+use crate::boot;
 use crate::host::Host;
 use crate::placement::Placement;
+use crate::profile::{Profile, Roles};
 
 /// The environment variables of a process.
 pub type Environment = BTreeMap<String, String>;
@@ -115,10 +117,31 @@ impl<'a> Facts<'a> {
 
     /// The command that changes what the kernel is booted with.
     pub(super) fn apply_boot(&self) -> Remedy {
-        if self.workers.cores.is_empty() {
-            return Remedy::Run("spinwake-tune apply low-latency --boot".into());
+        self.apply_boot_for(&self.workers.cores)
+    }
+
+    /// The same, to have workers on these cores.
+    pub(super) fn apply_boot_for(&self, workers: &CpuSet) -> Remedy {
+        let cores = if workers.is_empty() { String::new() } else { format!(" --cores {workers}") };
+        match self.unless_all(format!("spinwake-tune apply low-latency{cores} --boot")) {
+            Remedy::Run(_) if !boot::has_loader(self.host) => Remedy::Do(format!(
+                "have the kernel booted with {}; neither GRUB nor systemd-boot is found here to do that for you, so write it \
+                 where this machine's command line comes from (its hypervisor, or another boot loader)",
+                self.boot_parameters(workers).map_or_else(
+                    || "what profile low-latency has under [boot]".into(),
+                    |parameters| format!("`{parameters}`")
+                )
+            )),
+            remedy => remedy,
         }
-        self.unless_all(format!("spinwake-tune apply low-latency --cores {} --boot", self.workers.cores))
+    }
+
+    /// What profile low-latency has the kernel booted with.
+    fn boot_parameters(&self, workers: &CpuSet) -> Option<String> {
+        let profile = Profile::find("low-latency").ok()?;
+        let asked = (!workers.is_empty()).then_some(workers);
+        let roles = Roles::of(&self.topology, asked, profile.workers).ok()?;
+        Some(boot::parameters(&profile, &roles).join(" "))
     }
 
     /// No command gives workers every core: `apply` refuses that.

@@ -274,6 +274,7 @@ impl Tree {
         let cores: CpuSet = all.parse().unwrap();
         let mask = mask(&cores, cores.len());
         for (path, text) in [
+            ("/etc/default/grub", "GRUB_CMDLINE_LINUX_DEFAULT=\"quiet\"\n"),
             ("/proc/cmdline", "BOOT_IMAGE=/boot/vmlinuz root=/dev/sda1 quiet"),
             ("/proc/cpuinfo", "processor\t: 0\nflags\t\t: fpu tsc constant_tsc nonstop_tsc\n"),
             ("/proc/swaps", "Filename\tType\tSize\tUsed\tPriority\n/dev/sda2 partition 999 0 -2\n"),

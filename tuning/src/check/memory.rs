@@ -156,7 +156,7 @@ fn numa(facts: &Facts<'_>) -> Result<Finding, Unseen> {
     if best.is_empty() {
         return Ok(finding.advise("move the card to a slot of a processor that has cores for workers"));
     }
-    Ok(finding.run(format!("spinwake-tune apply low-latency --cores {best} --boot")).after_reboot())
+    Ok(finding.mend(facts.apply_boot_for(&best)).after_reboot())
 }
 
 pub(super) const FAR: &str =

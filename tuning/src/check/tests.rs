@@ -92,6 +92,17 @@ fn what_needs_a_boot_comes_first() {
 }
 
 #[test]
+fn without_a_known_boot_loader_it_says_what_to_write_where_that_is_read() {
+    let tree = Tree::cores(2, 1, 1);
+    tree.remove("/etc/default/grub");
+    let report = tree.check();
+    let text = report.to_string();
+    assert!(!text.contains("--boot") && !text.contains("    reboot"), "{text}");
+    let remedy = report.items[0].remedy.text();
+    assert_says(remedy, &["`isolcpus=managed_irq,domain,1 ", " nohz_full=1 ", "neither GRUB nor systemd-boot"]);
+}
+
+#[test]
 fn json_is_what_was_promised() {
     let report = Tree::cores(2, 1, 1).check();
     let json: serde_json::Value = serde_json::to_value(&report).unwrap();

@@ -187,7 +187,8 @@ mod tests {
         assert!(ways.len() >= 5 && report.cells.len() == ways.len() * IDLE.len(), "{report:?}");
         assert!(report.absent.len() >= absent.len());
         for cell in &report.cells {
-            assert!(cell.sleeps >= SLEEPS.1 as u64 && cell.sleeps <= SLEEPS.0 as u64, "{cell:?}");
+            // Fewer than the plan's least where the thread that ends them gets no time to run.
+            assert!(cell.sleeps > 0 && cell.sleeps <= SLEEPS.0 as u64, "{cell:?}");
             assert!(cell.p50_ns <= cell.p99_ns && cell.p99_ns <= cell.max_ns, "{cell:?}");
         }
         let text = report.to_string();
