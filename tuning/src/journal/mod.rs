@@ -14,6 +14,8 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -22,6 +24,9 @@ use crate::host::Host;
 
 /// Where the journal and the backups are.
 pub const FOLDER: &str = "/var/lib/spinwake-tune";
+
+/// How long another's lock is waited for: a program that one of us has just started holds it until it is running.
+const LOCK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// The journal could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -303,10 +308,16 @@ fn make_folders(folder: &Path) -> Result<(), JournalError> {
 fn lock(path: &Path) -> Result<File, JournalError> {
     let failed = |source| JournalError::Io { path: path.into(), source };
     let file = OpenOptions::new().write(true).create(true).truncate(false).open(path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(JournalError::Locked { path: path.into() }),
-        Err(TryLockError::Error(source)) => Err(failed(source)),
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::Error(source)) => return Err(failed(source)),
+            Err(TryLockError::WouldBlock) if Instant::now() > deadline => {
+                return Err(JournalError::Locked { path: path.into() });
+            }
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PATIENCE / 20),
+        }
     }
 }
 

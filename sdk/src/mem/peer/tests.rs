@@ -180,23 +180,3 @@ fn a_copy_holds_still_while_the_peer_writes() {
         done.store(true, Ordering::Relaxed);
     });
 }
-
-#[test]
-fn no_page_of_a_peer_is_taken_before_it_is_touched() {
-    // In a process of its own: what it locks is all of its memory.
-    const INSIDE: &str = "SPINWAKE_TEST_LOCKED";
-    if std::env::var_os(INSIDE).is_none() {
-        let name = std::thread::current().name().unwrap().to_owned();
-        let mut inside = std::process::Command::new(std::env::current_exe().unwrap());
-        assert!(inside.args(["--exact", &name]).env(INSIDE, "1").status().unwrap().success());
-        return;
-    }
-    if let Err(error) = crate::cpu::lock_memory() {
-        eprintln!("skipped: {error}");
-        return;
-    }
-    let memfd = Memfd::new(c"sparse", 64 << 20, None).unwrap();
-    let region = PeerRegion::map(0, 0, 64 << 20, memfd.as_fd(), 0).unwrap();
-    let file = std::fs::File::from(memfd.as_fd().try_clone_to_owned().unwrap());
-    assert_eq!(std::os::unix::fs::MetadataExt::blocks(&file.metadata().unwrap()), 0, "{region:?}");
-}
