@@ -22,6 +22,7 @@ mod util;
 
 pub use choose::{Chosen, CoreChoice, CoreError, ParseCoreChoiceError, choose};
 pub use latency::{LatencyError, LatencyHold};
+pub(crate) use pin::process_cores;
 pub use pin::{KeepOff, PinError, pin_current_thread, pinned_cores, set_thread_affinity};
 pub use realtime::{FifoError, LockMemoryError, TimerSlackError, lock_memory, set_fifo, set_timer_slack_ns};
 pub use set::{CpuSet, ParseCpuSetError};

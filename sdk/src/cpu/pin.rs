@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use super::set::CpuSet;
 use crate::sys::sched;
@@ -73,6 +73,7 @@ pub fn pin_current_thread(core: usize) -> Result<(), PinError> {
     if core >= PINNABLE_IDS {
         return Err(PinError::TooLarge { core });
     }
+    FREE.get_or_init(|| sched::affinity(0).unwrap_or_default().into_iter().collect());
     if !core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
         // The failed system call was its last, so errno is still that call's.
         let source = io::Error::last_os_error();
@@ -87,6 +88,14 @@ pub fn pin_current_thread(core: usize) -> Result<(), PinError> {
     }
     PIN.with_borrow_mut(|pin| *pin = Some(Pin::note(core)));
     Ok(())
+}
+
+/// The cores that this process may use, whichever of its threads are pinned by now; empty if that cannot be known.
+pub(crate) fn process_cores() -> CpuSet {
+    match FREE.get() {
+        Some(cores) => cores.clone(),
+        None => sched::affinity(sched::process_id()).unwrap_or_default().into_iter().collect(),
+    }
 }
 
 /// The cores that threads of this process are pinned to now: with [`pin_current_thread`], and not ended since.
@@ -135,6 +144,10 @@ impl Default for KeepOff {
         Self::new()
     }
 }
+
+/// Where a thread of this process could run before the first of them was pinned: later, not even the main thread's mask may
+/// tell.
+static FREE: OnceLock<CpuSet> = OnceLock::new();
 
 /// The core of each pinned thread.
 static PINNED: Mutex<Vec<usize>> = Mutex::new(Vec::new());

@@ -30,8 +30,9 @@ const ASLEEP: [Duration; 6] = [
 const FALLBACK_NS: u64 = 50_000;
 
 /// Measures what a sleep costs the calling thread on the core that it is pinned to: another thread, on another core,
-/// ends its sleeps by an eventfd, as an interrupt does. Where the process may use no other core, its time limits end
-/// them: a thread beside it would keep the core awake, and show no more than a change of threads.
+/// ends its sleeps by an eventfd, as an interrupt does. Where the process may use no other core, or only one that shares
+/// execution units with this one, time limits end them: a thread beside it would keep the core awake, and show no more
+/// than a change of threads.
 ///
 /// # Errors
 ///
@@ -41,7 +42,7 @@ pub(super) fn wake_cost() -> io::Result<WakeCost> {
     epoll.add(vector.as_fd(), 0, Trigger::Edge)?;
     let mut events = Events::new(1);
     let sleeps = if elsewhere(sched::current_core()?).is_empty() {
-        timed(|limit| epoll.wait(&mut events, limit).map(drop))?
+        timed(|limit| Ok(epoll.wait(&mut events, limit)? == Woken::TimedOut))?
     } else {
         // Other workers may need the other cores: whoever ends the sleeps does not spin there.
         let plan = SleepPlan { asleep: &ASLEEP, rounds: ROUNDS, rounds_min: ROUNDS_MIN, time: TIME, punctual: false };
@@ -52,15 +53,17 @@ pub(super) fn wake_cost() -> io::Result<WakeCost> {
     Ok(WakeCost { latency_ns: at(0.5), latency_p99_ns: at(0.99), cpu_ns: sleeps.cpu_ns })
 }
 
-/// Sleeps until a time limit, none of which is ended sooner.
-fn timed(mut sleep: impl FnMut(Duration) -> io::Result<()>) -> io::Result<Sleeps> {
-    let slack = if sched::is_realtime() { 0 } else { sched::timer_slack_ns()? };
+/// Sleeps until a time limit. `sleep` says whether that ended it: signal handlers may.
+fn timed(mut sleep: impl FnMut(Duration) -> io::Result<bool>) -> io::Result<Sleeps> {
+    let slack = if sched::is_realtime() { 0 } else { sched::timer_slack_ns().unwrap_or(0) };
     let (began, cpu_before) = (Instant::now(), sched::thread_cpu_time());
     let mut latencies_ns = Vec::with_capacity(ROUNDS);
     while latencies_ns.len() < ROUNDS_MIN || (latencies_ns.len() < ROUNDS && began.elapsed() < TIME) {
         let limit = ASLEEP[latencies_ns.len() % ASLEEP.len()];
         let before = Instant::now();
-        sleep(limit)?;
+        if !sleep(limit)? {
+            continue;
+        }
         let late = before.elapsed().saturating_sub(limit + Duration::from_nanos(slack));
         latencies_ns.push(u64::try_from(late.as_nanos()).unwrap_or(u64::MAX));
     }
@@ -83,7 +86,7 @@ mod tests {
         let alone = timed(|limit| {
             thread::sleep(limit);
             lasted.push(limit);
-            Ok(())
+            Ok(true)
         })
         .expect("it only sleeps");
         assert_eq!(alone.latencies_ns.len(), lasted.len());

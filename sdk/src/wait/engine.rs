@@ -90,7 +90,8 @@ const POLL_NS: u64 = 2_000;
 /// How long it looks with pauses before the next turn.
 const RELAX_NS: u64 = 20_000;
 /// What ended gaps teach is learned once a gap has lasted this long, or is to be slept in: the frame that comes right after
-/// another one does not wait for that.
+/// another one does not wait for that. Who ends gaps at the worst moment makes the worker look for as much longer, once for
+/// each gap that it must have looked through before.
 const STUDY_NS: u64 = 1_000;
 /// Gaps that may wait for it.
 const UNLEARNED: usize = 16;
@@ -148,8 +149,10 @@ pub struct Engine {
     audit: Audit,
     /// What it holds so that wake-ups are fast.
     care: Care,
-    /// Sees how long wake-ups take, for a latency to keep to.
+    /// Sees how long wake-ups take, for a latency to keep to,
     sounder: Option<Sounder>,
+    /// which it last did then.
+    sounded_at: u64,
 }
 
 /// When to sleep.
@@ -234,6 +237,7 @@ impl Engine {
             audit: Audit::default(),
             care,
             sounder: None,
+            sounded_at: 0,
         };
         if let Rule::Adaptive(adaptive) = &engine.rule
             && adaptive.wants_soundings()
@@ -328,6 +332,9 @@ impl Engine {
     pub fn prepare(&mut self, each: EachSource<'_>) -> Option<Duration> {
         let now = self.clock.now();
         self.call_off(each);
+        if !self.unlearned.is_empty() {
+            self.study();
+        }
         if self.set.has_fds() || self.set.has_lines() {
             // One that was left unread fires no more, which a loop that watches for edges would wait for; nor does a line
             // that fired into a sleep which was called off: the loop may have seen that edge, the line's source has not.
@@ -346,19 +353,21 @@ impl Engine {
     /// Ends what [`prepare`](Self::prepare) began. Without that it does nothing.
     pub fn resume(&mut self, each: EachSource<'_>) {
         let Some(parked) = self.parked else { return };
-        let mut woken = self.set.wait(Duration::ZERO, each);
+        let woken = self.set.wait(Duration::ZERO, each);
         let now = self.clock.now();
-        if self.set.sounded() {
-            self.note_sounding(parked, now);
-            if woken == Woken::Ready(1) {
-                woken = Woken::Interrupted;
-            }
-        }
+        let sounded = self.note_sounding(parked, now);
         let slept = now.saturating_sub(parked.from);
         self.counters.sleep_ticks.add(slept);
         self.note_away(slept);
         let mut sleep = Sleep::new(self, now, each);
-        sleep.woken(if woken == Woken::TimedOut && now < parked.until() { Woken::Interrupted } else { woken });
+        // The sounder alone woke the loop: what else there may be has not.
+        let disturbed = sounded && woken == Woken::Ready(1);
+        let woken = match woken {
+            Woken::Ready(_) if !disturbed => woken,
+            _ if now < parked.until() => Woken::Interrupted,
+            _ => Woken::TimedOut,
+        };
+        sleep.woken(woken, disturbed);
         sleep.disarm();
     }
 
@@ -400,12 +409,14 @@ impl Engine {
         if gap.sleeps > 0 {
             self.learn_all();
             self.learn_slept(gap, now);
-        } else {
+        } else if matches!(self.rule, Rule::Adaptive(_)) {
             if self.unlearned.is_full() {
                 let oldest = self.unlearned.remove(0);
                 self.learn_looked(oldest);
             }
             self.unlearned.push(idle);
+        } else {
+            self.learn_looked(idle);
         }
     }
 
@@ -576,6 +587,12 @@ impl Engine {
 
     fn ticks(&self, duration: Duration) -> u64 {
         self.clock.ns_to_ticks(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX))
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.learn_all(); // its counters are read after it has gone
     }
 }
 

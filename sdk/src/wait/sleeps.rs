@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::clock::Clock;
-use crate::cpu;
+use crate::cpu::{self, CpuSet, Topology};
 use crate::sys::sched;
 
 /// No single sleep takes longer.
@@ -105,11 +105,16 @@ pub fn measure_sleeps(
     Ok(sleeps)
 }
 
-/// The cores that this process may use, but for this one. A new thread inherits the mask of the one that made it, which is
-/// pinned, so it must be told where else it may run.
-pub(super) fn elsewhere(core: usize) -> Vec<usize> {
-    let allowed = sched::affinity(sched::process_id()).unwrap_or_default();
-    allowed.into_iter().filter(|&other| other != core).collect()
+/// The cores that this process may use, but for this one and those that share its execution units: work on these would keep it
+/// from sleeping as deeply as it does otherwise.
+pub(super) fn elsewhere(core: usize) -> CpuSet {
+    let topology = Topology::read();
+    let kin = topology.core(core).and_then(|core| core.siblings.clone()).unwrap_or_default();
+    apart(&cpu::process_cores(), core, &kin)
+}
+
+fn apart(allowed: &CpuSet, core: usize, kin: &CpuSet) -> CpuSet {
+    allowed.difference(kin).difference(&CpuSet::from_iter([core]))
 }
 
 /// What sleeper and waker tell each other.
@@ -133,8 +138,10 @@ impl Drop for End<'_> {
 impl Shared {
     /// Ends each sleep a while after it began.
     fn end_sleeps(&self, clock: Clock, sleeper: usize, plan: &SleepPlan<'_>, wake: impl Fn()) {
-        // Where it cannot move it ends sleeps from the sleeper's own core, which is then awake already.
-        let moved = elsewhere(sleeper).first().is_some_and(|&core| cpu::pin_current_thread(core).is_ok());
+        // At worst it ends sleeps from the sleeper's own core, which is then awake already.
+        let others = cpu::process_cores().difference(&CpuSet::from_iter([sleeper]));
+        let best = elsewhere(sleeper).iter().chain(others.iter()).next();
+        let moved = best.is_some_and(|core| cpu::pin_current_thread(core).is_ok());
         let punctual = plan.punctual && moved;
         let mut done = 0;
         while !self.end.load(Ordering::Acquire) {
@@ -229,6 +236,14 @@ mod tests {
         let mut woken = [false, true].into_iter();
         let sleeps = measure_sleeps(&plan, |_| Ok(woken.next().unwrap_or(true)), || ()).unwrap();
         assert_eq!((sleeps.latencies_ns.len(), sleeps.missed), (1, 1));
+    }
+
+    #[test]
+    fn another_core_is_one_that_shares_nothing_with_this_one() {
+        let set = |cores: &str| cores.parse::<CpuSet>().unwrap();
+        assert_eq!(apart(&set("0-7"), 2, &set("2,6")), set("0-1,3-5,7"));
+        assert_eq!(apart(&set("0-1"), 1, &CpuSet::new()), set("0"));
+        assert!(apart(&set("2,6"), 2, &set("2,6")).is_empty() && apart(&set("1"), 1, &CpuSet::new()).is_empty());
     }
 
     #[test]

@@ -14,26 +14,27 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::thread::{self, JoinHandle};
+use std::thread::{self, Thread};
 use std::time::Duration;
 
 use super::counters::{State, WaitCounters};
 use super::sleeps::elsewhere;
 use crate::clock::Clock;
-use crate::cpu::KeepOff;
+use crate::cpu::{CpuSet, KeepOff};
 use crate::irq::Vector;
 use crate::sys::sched;
 
 /// From one sounding to the next, on average,
 const PACE: Duration = Duration::from_millis(30);
-/// and while wake-ups have been late of late, or few are known.
+/// and while the worker sleeps, and its wake-ups have been late of late or few are known.
 const HURRIED_PACE: Duration = Duration::from_millis(8);
 
-/// The thread. It ends when this is dropped.
+/// The thread. It ends soon after this is dropped. Nobody waits for that: it may be kept from running, by a real-time thread
+/// that has the only core it may use.
 #[derive(Debug)]
 pub(super) struct Sounder {
     shared: Arc<Shared>,
-    thread: Option<JoinHandle<()>>,
+    thread: Thread,
 }
 
 #[derive(Debug)]
@@ -48,7 +49,8 @@ struct Shared {
 
 impl Sounder {
     /// Begins to sound the sleeps of the calling thread, which keeps these counters. `None` where the process may use no
-    /// other core: a thread beside it keeps the core awake, and would find every wake-up fast.
+    /// other core, or only one that shares execution units with this one: a thread there keeps the core awake, and would
+    /// find every wake-up fast.
     ///
     /// # Errors
     ///
@@ -67,7 +69,7 @@ impl Sounder {
         });
         let its = shared.clone();
         let thread = thread::Builder::new().name("sounder".into()).spawn(move || its.run(&cores))?;
-        Ok(Some(Self { shared, thread: Some(thread) }))
+        Ok(Some(Self { shared, thread: thread.thread().clone() }))
     }
 
     /// What it ends sleeps by: never drained, so to be watched edge-triggered.
@@ -89,19 +91,15 @@ impl Sounder {
 impl Drop for Sounder {
     fn drop(&mut self) {
         self.shared.end.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            thread.thread().unpark();
-            // It cannot have panicked: nothing in it does.
-            let _ = thread.join();
-        }
+        self.thread.unpark();
     }
 }
 
 impl Shared {
-    fn run(&self, cores: &[usize]) {
+    fn run(&self, cores: &CpuSet) {
         // Its priority is the worker's, which is right: what comes between noting the time and the signal would count as
         // a slow wake-up.
-        if let Err(error) = sched::set_affinity(0, cores) {
+        if let Err(error) = sched::set_affinity(0, &cores.iter().collect::<Vec<_>>()) {
             log::warn!("wake-ups are not watched: cannot run on another core than the worker: {error}");
             return;
         }
@@ -109,11 +107,12 @@ impl Shared {
         let mut keep_off = KeepOff::new();
         while !self.end.load(Ordering::Acquire) {
             keep_off.look();
-            if self.worker.state() == State::Sleep {
+            let sleeps = self.worker.state() == State::Sleep;
+            if sleeps {
                 self.signalled_at.store(clock.now(), Ordering::Release);
                 self.vector.signal(1);
             }
-            let pace = if self.hurry.load(Ordering::Relaxed) { HURRIED_PACE } else { PACE };
+            let pace = if sleeps && self.hurry.load(Ordering::Relaxed) { HURRIED_PACE } else { PACE };
             // Out of step with whatever has a period: the clock's low digits are as good as dice.
             thread::park_timeout(pace / 2 + pace * (clock.now() % 1024) as u32 / 1024);
         }

@@ -43,8 +43,8 @@ impl Engine {
             && adaptive.wants_soundings()
         {
             notes.push(
-                "this process may use no other core, from which its wake-ups could be watched: if a device's become slower, it \
-                 does not notice"
+                "the process may use no core beside this worker's own, from which its wake-ups could be watched: the figures are \
+                 those of time limits, and a device's interrupts may take longer"
                     .into(),
             );
         }

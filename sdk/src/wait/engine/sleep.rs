@@ -8,6 +8,9 @@ use crate::wait::counters::State;
 use crate::wait::set::Part;
 use crate::wait::{EachSource, Steps, Wake, after_arming};
 
+/// Wake-ups are watched as long as the last sounding is no longer ago than this: their thread may be kept from running.
+const SOUNDED_NS: u64 = 1_000_000_000;
+
 /// What a look after a sleep found.
 #[derive(Debug, Clone, Copy, Default)]
 struct Look {
@@ -44,14 +47,15 @@ impl<'a, 'b> Sleep<'a, 'b> {
         self.now.saturating_sub(before)
     }
 
-    /// After a sleep: finds out what ended it. The sources are still armed.
-    pub(super) fn woken(&mut self, mut woken: Woken) {
+    /// After a sleep: finds out what ended it. The sources are still armed. `disturbed`: it was ended without a reason, so work
+    /// that there is has not woken anybody yet.
+    pub(super) fn woken(&mut self, mut woken: Woken, disturbed: bool) {
         let Some(parked) = self.engine.parked.take() else { return };
         let back = self.now;
         self.engine.counters.set_state(State::Arm);
         self.note_latency(parked, woken);
         let mut found = self.look_back();
-        if woken == Woken::TimedOut && found.announced {
+        if (woken == Woken::TimedOut || disturbed) && found.announced {
             // Work may have come just as the time ran out, with its wake-up still under way. Only one that does not
             // come either way is lost.
             self.engine.counters.set_state(State::Sleep);
@@ -93,8 +97,9 @@ impl<'a, 'b> Sleep<'a, 'b> {
         if let Some(at) = signalled.filter(|at| (parked.from..=self.now).contains(at)) {
             let ns = self.engine.clock.ticks_to_ns(self.now - at);
             self.engine.counters.wake_ns.record(ns);
-            // Where wake-ups are sounded, a time limit's end would water down what that shows: the machine knew of it.
-            let counts = woken != Woken::TimedOut || self.engine.sounder.is_none();
+            // While wake-ups are sounded, a time limit's end would water down what that shows: the machine knew of it.
+            let sounded = self.now.saturating_sub(self.engine.sounded_at) < self.engine.clock.ns_to_ticks(SOUNDED_NS);
+            let counts = woken != Woken::TimedOut || !sounded;
             if counts && let Rule::Adaptive(adaptive) = &mut self.engine.rule {
                 adaptive.on_wake_latency(ns);
             }
@@ -170,7 +175,7 @@ impl Steps for Sleep<'_, '_> {
         let slept = self.lap();
         self.engine.counters.sleep_ticks.add(slept);
         self.engine.note_away(slept);
-        self.woken(woken);
+        self.woken(woken, false);
         matches!(woken, Woken::Ready(_))
     }
 
@@ -214,32 +219,38 @@ impl Engine {
         let mut left = parked.limit;
         loop {
             let woken = self.set.wait(Duration::from_nanos(self.clock.ticks_to_ns(left)), each);
-            let goes_on = match woken {
-                Woken::Ready(events) if self.set.sounded() => events == 1,
-                Woken::Interrupted => true,
-                Woken::Ready(_) | Woken::TimedOut => return woken,
-            };
-            let now = self.clock.now();
-            self.note_sounding(parked, now);
-            if !goes_on {
+            if woken == Woken::TimedOut || (woken != Woken::Interrupted && !self.set.sounded()) {
                 return woken;
+            }
+            let now = self.clock.now();
+            let sounded = self.note_sounding(parked, now);
+            if !matches!(woken, Woken::Interrupted | Woken::Ready(1)) {
+                return woken;
+            }
+            if let Some(gap) = self.gap.as_mut().filter(|_| sounded) {
+                gap.sleeps = gap.sleeps.saturating_add(1); // it takes as much of the processor as one
             }
             left = parked.until().saturating_sub(now);
         }
     }
 
-    /// Takes note of how long the wake-up took that the sounder made, if it did so in this sleep.
-    pub(super) fn note_sounding(&mut self, parked: Parked, now: u64) {
-        let (Some(sounder), Rule::Adaptive(adaptive)) = (&self.sounder, &mut self.rule) else { return };
+    /// Takes note of how long the wake-up took that the sounder made, if it did so in this sleep. Returns whether its event came
+    /// with the last wait.
+    pub(super) fn note_sounding(&mut self, parked: Parked, now: u64) -> bool {
         if !self.set.sounded() {
-            return;
+            return false;
         }
-        if let Some(at) = Some(sounder.signalled_at()).filter(|at| (parked.from..=now).contains(at)) {
+        let (Some(sounder), Rule::Adaptive(adaptive)) = (&self.sounder, &mut self.rule) else { return true };
+        let at = sounder.signalled_at();
+        // The signal of a thread that had work tells as much, and is taken note of as after any sleep: one wake-up counts once.
+        if (parked.from..=now).contains(&at) && self.set.signalled_at().is_none() {
             let ns = self.clock.ticks_to_ns(now - at);
             self.counters.wake_ns.record(ns);
             adaptive.on_wake_latency(ns);
             sounder.hurry(adaptive.in_doubt());
+            self.sounded_at = now;
         }
+        true
     }
 
     /// Takes note that the worker slept for so long in this gap.
