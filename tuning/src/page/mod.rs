@@ -21,6 +21,7 @@ use crate::check::{self, CheckReport};
 use crate::host::Host;
 use crate::jitter::{self, Comparison, JitterError, JitterReport};
 use crate::output::Report;
+use crate::placement::{Placement, PlacementError};
 use crate::units::parse_seconds;
 use crate::wake::{self, WakeReport};
 use html::Html;
@@ -34,6 +35,9 @@ pub struct Args {
     /// How long to measure jitter, and again sleeping
     #[arg(long, default_value = "10", value_parser = parse_seconds)]
     pub seconds: Duration,
+    /// Judges a planned placement, too, as in `check --for`, and measures its first core
+    #[arg(long = "for", value_name = "FILE.toml")]
+    pub plan: Option<PathBuf>,
     /// The core to measure; otherwise an isolated one, or the last
     #[arg(long)]
     pub core: Option<usize>,
@@ -67,6 +71,9 @@ pub enum PageError {
     /// The earlier result cannot be read.
     #[error(transparent)]
     Jitter(#[from] JitterError),
+    /// The placement cannot be judged.
+    #[error(transparent)]
+    Placement(#[from] PlacementError),
     /// There is no core to measure.
     #[error("which cores there are is unknown here; name one with --core N")]
     NoCore,
@@ -101,19 +108,21 @@ struct Contents {
 /// said on the page instead.
 pub fn run(args: &Args, host: &Host) -> Result<PageReport, PageError> {
     let before = args.before.as_deref().map(jitter::load).transpose()?;
+    let plan = args.plan.as_deref().map(Placement::load).transpose()?;
     // Before minutes of measuring: can it be written at all?
     let write = |text: &str| {
         let failed = |source| PageError::Write { path: args.file.clone(), source };
         std::fs::write(&args.file, text).map_err(failed)
     };
     write("")?;
-    let core = args.core.or_else(|| choose(&host.topology())).ok_or(PageError::NoCore)?;
+    let planned = plan.as_ref().and_then(|plan| plan.workers.first()).map(|worker| worker.core);
+    let core = args.core.or(planned).or_else(|| choose(&host.topology())).ok_or(PageError::NoCore)?;
     let stop = jitter::ended_by_signals()?;
     let mut contents = Contents {
         machine: machine::machine(host, SystemTime::now()),
         devices: machine::devices(host),
         hugepages: machine::hugepages(host),
-        check: check::examine(host, &check::own_environment(), None),
+        check: check::examine(host, &check::own_environment(), plan.as_ref()),
         jitter: None,
         before,
         wake: None,
@@ -258,6 +267,7 @@ mod tests {
         Args {
             file: folder.join("page.html"),
             seconds: Duration::from_millis(200),
+            plan: None,
             core: Some(core),
             before: None,
             trace: false,
@@ -313,6 +323,18 @@ mod tests {
     }
 
     #[test]
+    fn a_planned_placement_is_judged_and_its_core_measured() {
+        let folder = tempfile::tempdir().unwrap();
+        let own = args(folder.path());
+        let (plan, core) = (folder.path().join("plan.toml"), own.core.unwrap());
+        fs::write(&plan, format!("[[workers]]\ncore = {core}\nports = [\"soft:\"]\n")).unwrap();
+        let report = run(&Args { plan: Some(plan), core: None, ..own.clone() }, &Host::default()).unwrap();
+        assert_eq!(report.core, core);
+        let id = format!("@{core}");
+        assert!(fs::read_to_string(&own.file).unwrap().contains(&id), "no item {id} of the plan");
+    }
+
+    #[test]
     fn what_cannot_be_written_or_read_is_refused_before_measuring() {
         let folder = tempfile::tempdir().unwrap();
         let long = Args { seconds: Duration::from_secs(3_600), ..args(folder.path()) };
@@ -320,5 +342,7 @@ mod tests {
         assert!(matches!(run(&no_folder, &Host::default()), Err(PageError::Write { .. })));
         let no_before = Args { before: Some(folder.path().join("no.json")), ..long };
         assert!(matches!(run(&no_before, &Host::default()), Err(PageError::Jitter(_))));
+        let no_plan = Args { before: None, plan: Some(folder.path().join("no.toml")), ..no_before };
+        assert!(matches!(run(&no_plan, &Host::default()), Err(PageError::Placement(_))));
     }
 }
