@@ -200,7 +200,7 @@ impl Port for VhostPort {
     fn stats(&self) -> PortStats {
         let queues = usize::from(self.config.rx_queues.max(self.config.tx_queues));
         let counters = self.rx_counters.iter().zip(&self.tx_counters).take(queues);
-        let queues: Vec<QueueStats> = counters.map(|(rx, tx)| queue_stats(rx, tx)).collect();
+        let queues: Vec<QueueStats> = counters.map(|(rx, tx)| QueueStats::read(rx, tx)).collect();
         let sum = |of: fn(&QueueStats) -> u64| queues.iter().map(of).sum();
         PortStats {
             rx_frames: sum(|queue| queue.rx_frames),
@@ -236,18 +236,4 @@ fn address(name: &str) -> MacAddr {
         .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     let [a, b, c, d, e, ..] = hash.to_be_bytes();
     MacAddr([0x02, a, b, c, d, e])
-}
-
-fn queue_stats(rx: &RxCounters, tx: &TxCounters) -> QueueStats {
-    QueueStats {
-        rx_frames: rx.frames.get(),
-        rx_bytes: rx.bytes.get(),
-        rx_errors: rx.errors.get(),
-        rx_lies: rx.lies.get(),
-        rx_no_buf: rx.no_buf.get(),
-        tx_frames: tx.frames.get(),
-        tx_bytes: tx.bytes.get(),
-        tx_refused: tx.refused.get(),
-        tx_full: tx.full.get(),
-    }
 }

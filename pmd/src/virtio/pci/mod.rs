@@ -310,7 +310,7 @@ impl Port for VirtioPort {
             stats.tx_bytes += tx.bytes.get();
         }
         let used = self.counters.iter().take(self.config.rx_queues.into());
-        stats.queues = used.map(|(rx, tx)| queue_stats(rx, tx)).collect();
+        stats.queues = used.map(|(rx, tx)| QueueStats::read(rx, tx)).collect();
         stats
     }
 }
@@ -363,18 +363,4 @@ fn capabilities(offered: Features, said: &NetConfig, lens: [u16; 2], queues: u16
         },
         exact_multicast: if offered.has(Features::CTRL_RX) { EXACT_GROUPS } else { 0 },
     })
-}
-
-fn queue_stats(rx: &RxCounters, tx: &TxCounters) -> QueueStats {
-    QueueStats {
-        rx_frames: rx.frames.get(),
-        rx_bytes: rx.bytes.get(),
-        rx_errors: rx.errors.get(),
-        rx_lies: rx.lies.get(),
-        rx_no_buf: rx.no_buf.get(),
-        tx_frames: tx.frames.get(),
-        tx_bytes: tx.bytes.get(),
-        tx_refused: tx.refused.get(),
-        tx_full: tx.full.get(),
-    }
 }
