@@ -19,6 +19,16 @@ die() {
     exit "$code"
 }
 
+# guest_tune NAME: builds spinwake-tune for a scenario's guest and prints the folder that it is in, which is that scenario's own:
+# another one may build it anew while the guest runs it.
+guest_tune() {
+    local folder=$bench_dir/bin/$1
+    cargo build --quiet --manifest-path "$bench_root/Cargo.toml" -p spinwake-tune
+    mkdir -p "$folder"
+    cp --remove-destination "$bench_target/debug/spinwake-tune" "$folder/"
+    echo "$folder"
+}
+
 # The newest installed kernel that can be read and has the modules a guest needs. (Debian's cloud kernels have no VFIO.)
 guest_kernel() {
     local image release
