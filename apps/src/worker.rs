@@ -86,7 +86,8 @@ impl WorkerWatch {
         }
     }
 
-    /// What [`Metrics::add_worker`](crate::metrics::Metrics::add_worker) wants.
+    /// What [`Metrics::add_worker`](crate::metrics::Metrics::add_worker) wants, but for the frames that it dropped: only its task
+    /// knows of these.
     pub fn sampler(&self) -> impl Fn() -> WorkerSample + Send + use<> {
         let (watch, clock) = (self.clone(), Clock::get());
         // Polling is what the other states leave over, so a change of state between two reads can make it seem to shrink:
@@ -98,6 +99,7 @@ impl WorkerWatch {
             let time = |ticks| Duration::from_nanos(clock.ticks_to_ns(ticks));
             WorkerSample {
                 frames: counts.frames,
+                drops: 0,
                 cpu: counts.cpu,
                 states: vec![
                     ("busy", time(counts.busy_ticks)),

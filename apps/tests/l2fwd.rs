@@ -283,7 +283,7 @@ fn metrics_can_be_scraped_over_tcp_and_a_unix_socket_while_it_runs() {
     let worker = [("worker", "l2fwd")];
     for body in [scrape(TcpStream::connect(&address).unwrap()), scrape(UnixStream::connect(&socket).unwrap())] {
         let metrics = Exposition::parse(&body);
-        for name in ["frames", "parks", "spurious", "rescues", "regrets", "cpu_seconds"] {
+        for name in ["frames", "drops", "parks", "spurious", "rescues", "regrets", "cpu_seconds"] {
             assert!(metrics.value(&format!("spinwake_worker_{name}_total"), &worker).is_some(), "{name}:\n{body}");
         }
         for name in ["wake_seconds", "gap_seconds"] {

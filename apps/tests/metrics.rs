@@ -75,6 +75,7 @@ fn full() -> Metrics {
     }
     metrics.add_worker("l2fwd", move || WorkerSample {
         frames: 12,
+        drops: 9,
         cpu: Some(Duration::from_millis(1_500)),
         states: vec![("busy", Duration::from_micros(250)), ("sleep", Duration::from_secs(3))],
         parks: 7,
@@ -101,6 +102,7 @@ fn a_scraper_reads_all_there_is() {
     for (name, labels, value) in [
         ("spinwake_worker_frames_total", &[("worker", "l2fwd")][..], 12.0),
         ("spinwake_worker_frames_total", &[("worker", "l2fwd #2")], 0.0),
+        ("spinwake_worker_drops_total", &[("worker", "l2fwd")], 9.0),
         ("spinwake_worker_parks_total", &[("worker", "l2fwd")], 7.0),
         ("spinwake_worker_spurious_total", &[("worker", "l2fwd")], 2.0),
         ("spinwake_worker_rescues_total", &[("worker", "l2fwd")], 1.0),

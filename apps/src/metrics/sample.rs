@@ -15,6 +15,8 @@ use super::text;
 pub struct WorkerSample {
     /// Frames moved.
     pub frames: u64,
+    /// Frames that it took and could not send on.
+    pub drops: u64,
     /// Processor time of its thread as the kernel accounts for it; `None` where that is not known.
     pub cpu: Option<Duration>,
     /// Time in each of its states, by the state's name.

@@ -36,8 +36,9 @@ const fn bytes<T>(name: &'static str, help: &'static str, value: fn(&T) -> u64) 
     Family { name, unit: Some(Unit::Bytes), help, value }
 }
 
-const WORKER: [Family<WorkerSample>; 5] = [
+const WORKER: [Family<WorkerSample>; 6] = [
     family("worker_frames", "Frames moved", |w| w.frames),
+    family("worker_drops", "Frames that it took and could not send on", |w| w.drops),
     family("worker_parks", "Sleeps", |w| w.parks),
     family("worker_spurious", "Sleeps that something ended without there being work", |w| w.spurious),
     family("worker_rescues", "Work that only the time limit of a sleep found: lost interrupts", |w| w.rescues),

@@ -141,7 +141,7 @@ impl fmt::Display for WorkerReport {
 impl WorkerReport {
     fn sleeps(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { parks, spurious, rescues, regret, .. } = self;
-        write!(f, "\nsleeps  {parks}; {spurious} wakes were spurious, {rescues} rescues, {regret} sleeps regretted")?;
+        write!(f, "\nsleeps  {parks}; spurious wakes {spurious}, rescues {rescues}, regretted {regret}")?;
         let woke: Vec<_> = self.wakes.iter().filter(|source| source.wakes > 0).collect();
         for (index, source) in woke.iter().enumerate() {
             let word = if index == 0 { "\nwoken   by " } else { ", " };

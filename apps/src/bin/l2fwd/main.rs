@@ -20,7 +20,7 @@ use spinwake::wait::EngineConfig;
 use spinwake::worker::{Worker, WorkerConfig};
 use spinwake_apps::console::{self, EndRequest};
 use spinwake_apps::links::Links;
-use spinwake_apps::metrics::{Metrics, MetricsServer, PortMetrics};
+use spinwake_apps::metrics::{Metrics, MetricsServer, PortMetrics, WorkerSample};
 use spinwake_apps::options::WorkerOptions;
 use spinwake_apps::output::Output;
 use spinwake_apps::ports::{introduce_port, introduce_servers, introduce_worker, open, pool_for};
@@ -135,7 +135,11 @@ impl Running {
         let config = WorkerConfig { name: "l2fwd".into(), core: core.core, fifo: None, wait };
         let worker = Worker::spawn(config, forwarder)?;
         let watch = WorkerWatch::new(&worker);
-        metrics.add_worker(worker.name(), watch.sampler());
+        let (sample, drops) = (watch.sampler(), dropped.clone());
+        metrics.add_worker(worker.name(), move || WorkerSample {
+            drops: drops.iter().map(Counter::get).sum(),
+            ..sample()
+        });
         let port_metrics = specs.iter().map(|spec| metrics.add_port(spec)).collect();
         Ok(Self { specs, core, output, end, dropped, worker, watch, ports, port_metrics, servers })
     }
