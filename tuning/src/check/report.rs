@@ -88,10 +88,11 @@ impl CheckReport {
         if of(State::Unknown).any(|item| item.remedy != Remedy::Nothing) {
             return vec![format!("{}   # as root: it sees more", self.again)];
         }
-        self.core
-            .map(|core| format!("spinwake-tune jitter --core {core}   # measures what is left"))
-            .into_iter()
-            .collect()
+        if ailing().any(|item| matches!(item.remedy, Remedy::Do(_))) {
+            steps.push("# what stands under \"do:\" above, as far as it can be done here".into());
+        }
+        steps.extend(self.core.map(|core| format!("spinwake-tune jitter --core {core}   # measures what is left")));
+        steps
     }
 }
 

@@ -100,6 +100,11 @@ fn without_a_known_boot_loader_it_says_what_to_write_where_that_is_read() {
     assert!(!text.contains("--boot") && !text.contains("    reboot"), "{text}");
     let remedy = report.items[0].remedy.text();
     assert_says(remedy, &["`isolcpus=managed_irq,domain,1 ", " nohz_full=1 ", "neither GRUB nor systemd-boot"]);
+    let mut only_by_hand = report;
+    only_by_hand.items.retain(|item| item.id == "cores.isolated");
+    let text = only_by_hand.to_string();
+    let next = text.split("Next, as root:").nth(1).unwrap();
+    assert_says(next, &["# what stands under \"do:\" above", "spinwake-tune jitter --core 1"]);
 }
 
 #[test]
