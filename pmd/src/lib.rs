@@ -15,6 +15,7 @@ pub mod igb;
 mod open;
 mod pci;
 pub mod soft;
+mod vectors;
 pub mod vhost;
 mod virtio;
 mod virtio_user;

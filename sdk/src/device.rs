@@ -14,6 +14,7 @@ use std::sync::Arc;
 use crate::irq::{IrqKind, Vector};
 use crate::mmio::Bar;
 pub use crate::pci::DeviceId;
+use crate::pci::command;
 
 /// A call on a device failed.
 #[derive(Debug, thiserror::Error)]
@@ -148,6 +149,14 @@ pub trait Device: Send + Sync + fmt::Debug {
     ///
     /// When configuration space cannot be written.
     fn set_bus_master(&self, on: bool) -> Result<(), DeviceError>;
+
+    /// Whether configuration space itself says that it may not do DMA; not so for a device that does not answer.
+    fn is_bus_master_off(&self) -> bool {
+        let mut bytes = [0xff; 2];
+        let read = self.config_read(command::OFFSET, &mut bytes);
+        let word = u16::from_le_bytes(bytes);
+        read.is_ok() && word != u16::MAX && word & command::BUS_MASTER == 0
+    }
 
     /// The address space in which this device sees memory. Devices that share one return the same `Arc`.
     fn iommu(&self) -> Arc<dyn Iommu>;

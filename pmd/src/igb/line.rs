@@ -35,21 +35,13 @@ use spinwake::mmio::Bar;
 
 use super::nic::Nic;
 use super::regs::{self, eitr, icr};
+use crate::vectors::Side;
 
-/// Which kind of queue.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Side {
-    Rx,
-    Tx,
-}
-
-impl Side {
-    /// What stands for every queue of this side outside MSI-X mode.
-    const fn cause(self) -> u32 {
-        match self {
-            Self::Rx => icr::RXDW,
-            Self::Tx => icr::TXDW,
-        }
+/// What stands for every queue of a side outside MSI-X mode.
+const fn cause_of(side: Side) -> u32 {
+    match side {
+        Side::Rx => icr::RXDW,
+        Side::Tx => icr::TXDW,
     }
 }
 
@@ -156,7 +148,7 @@ struct Members {
 impl Members {
     /// The causes that somebody is armed for.
     fn causes(&self) -> u32 {
-        let cause = |side: Side| if self.armed[side as usize] > 0 { side.cause() } else { 0 };
+        let cause = |side: Side| if self.armed[side as usize] > 0 { cause_of(side) } else { 0 };
         cause(Side::Rx) | cause(Side::Tx)
     }
 }
@@ -193,7 +185,7 @@ impl Line {
                 if causes & others != 0 {
                     self.vector.signal(1);
                 }
-                bar.write(regs::IMS, side.cause());
+                bar.write(regs::IMS, cause_of(side));
                 bar.read(regs::IMS);
                 if intx && members.may_be_masked {
                     members.may_be_masked = !unmask();
@@ -214,7 +206,7 @@ impl Line {
         members.armed[side as usize] -= 1;
         match self.mode {
             Mode::Extended(bit) if members.causes() == 0 => bar.write(regs::EIMC, bit),
-            Mode::Legacy { .. } if members.causes() & side.cause() == 0 => bar.write(regs::IMC, side.cause()),
+            Mode::Legacy { .. } if members.causes() & cause_of(side) == 0 => bar.write(regs::IMC, cause_of(side)),
             _ => {}
         }
     }

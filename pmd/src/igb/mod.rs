@@ -37,9 +37,9 @@ use spinwake::port::{
 
 pub use model::{IDS, IdRow, IvarLayout, Model};
 
+use crate::vectors::Side;
 use filters::Filters;
 use irq::Interrupts;
-use line::Side;
 use nic::{Health, Nic};
 use regs::{ctrl, ctrl_ext, mrqc, rctl, rxcsum, tctl};
 use rx::{IgbRx, RxSetup};

@@ -1,7 +1,7 @@
 //! Which devices the driver knows, and what differs between them.
 
-use super::line::Side;
 use super::regs;
+use crate::vectors::Side;
 
 /// Intel's vendor number.
 const INTEL: u16 = 0x8086;

@@ -28,9 +28,6 @@ const RESET_PAUSE: Duration = Duration::from_millis(2);
 const EEPROM_LIMIT: Duration = Duration::from_millis(20);
 /// What a bus answers in place of a device that does not.
 const NO_ANSWER: u32 = u32::MAX;
-/// The command register of configuration space, and its bit for bus mastering.
-const PCI_COMMAND: u16 = 0x04;
-const PCI_COMMAND_MASTER: u16 = 1 << 2;
 
 /// Whether the device can be trusted to leave memory alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -199,7 +196,7 @@ impl Nic {
         }
         let reset = self.device.reset();
         let master_off = self.device.set_bus_master(false);
-        if reset.is_ok() || (master_off.is_ok() && self.master_is_off()) {
+        if reset.is_ok() || (master_off.is_ok() && self.device.is_bus_master_off()) {
             *health = Health::Reset;
             return true;
         }
@@ -211,14 +208,6 @@ impl Nic {
         );
         *health = Health::Lost;
         false
-    }
-
-    /// Whether configuration space itself says that the device may not master the bus.
-    fn master_is_off(&self) -> bool {
-        let mut command = [0xff; 2];
-        let read = self.device.config_read(PCI_COMMAND, &mut command);
-        let command = u16::from_le_bytes(command);
-        read.is_ok() && command != u16::MAX && command & PCI_COMMAND_MASTER == 0
     }
 
     /// The address that the device came up with: from its receive address table, or from its EEPROM.

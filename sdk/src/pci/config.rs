@@ -22,6 +22,14 @@ pub mod cap {
     pub const EXT_SRIOV: u16 = 0x10;
 }
 
+/// The command register (PCI Local Bus 3.0 section 6.2.2).
+pub(crate) mod command {
+    pub(crate) const OFFSET: u16 = 0x04;
+    pub(crate) const MEMORY: u16 = 1 << 1;
+    pub(crate) const BUS_MASTER: u16 = 1 << 2;
+    pub(crate) const INTX_DISABLE: u16 = 1 << 10;
+}
+
 /// Which of the two capability lists.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum CapabilityKind {

@@ -16,6 +16,7 @@ mod id;
 mod sysfs;
 
 pub use bdf::{Bdf, ParseBdfError};
+pub(crate) use config::command;
 pub use config::{Capability, CapabilityKind, ConfigSpace, cap};
 pub use device::{NetInterface, PciDevice};
 pub use group::{GroupMember, IommuGroup};

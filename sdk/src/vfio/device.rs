@@ -17,7 +17,7 @@ use super::{Host, OpenError};
 use crate::device::{Device, DeviceError, Iommu, Notices};
 use crate::irq::IrqKind;
 use crate::mmio::Bar;
-use crate::pci::{Bdf, CapabilityKind, ConfigSpace, DeviceId, cap};
+use crate::pci::{Bdf, CapabilityKind, ConfigSpace, DeviceId, cap, command};
 use crate::sys::vfio::{self, IrqIndex, flag};
 
 /// A PCI device opened through VFIO.
@@ -38,14 +38,6 @@ pub struct VfioDevice {
     /// Held while the command register is read, changed and written.
     command: Mutex<()>,
     file: Arc<DeviceFile>,
-}
-
-/// The command register (PCI Local Bus 3.0 section 6.2.2).
-mod command {
-    pub(super) const OFFSET: usize = 0x04;
-    pub(super) const MEMORY: u16 = 1 << 1;
-    pub(super) const BUS_MASTER: u16 = 1 << 2;
-    pub(super) const INTX_DISABLE: u16 = 1 << 10;
 }
 
 impl VfioDevice {
@@ -125,10 +117,10 @@ impl VfioDevice {
     fn change_command(&self, clear: u16, set: u16) -> Result<(), DeviceError> {
         let _held = self.command.lock().unwrap_or_else(PoisonError::into_inner);
         let mut bytes = [0; 2];
-        self.config_read(command::OFFSET as u16, &mut bytes)?;
+        self.config_read(command::OFFSET, &mut bytes)?;
         let old = u16::from_le_bytes(bytes);
         let new = (old & !clear) | set;
-        if new == old { Ok(()) } else { self.config_write(command::OFFSET as u16, &new.to_le_bytes()) }
+        if new == old { Ok(()) } else { self.config_write(command::OFFSET, &new.to_le_bytes()) }
     }
 
     /// No interrupt and no DMA from here on.

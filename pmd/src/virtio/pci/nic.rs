@@ -22,10 +22,6 @@ use super::ctrl::Control;
 use super::transport::{Transport, status};
 use crate::virtio::queue::{DriverRx, DriverTx};
 
-/// The command register of configuration space, and its bit for bus mastering.
-const PCI_COMMAND: u16 = 0x04;
-const PCI_COMMAND_MASTER: u16 = 1 << 2;
-
 /// A queue that is not used any more, and that the device may still use.
 #[derive(Debug)]
 pub(super) enum Retired {
@@ -217,7 +213,7 @@ impl Nic {
         let Err(error) = reset else { return true };
         log::warn!("{error}; resetting the function instead");
         let Err(reason) = self.device.reset() else { return true };
-        if master_off.is_ok() && self.master_is_off() {
+        if master_off.is_ok() && self.device.is_bus_master_off() {
             return true;
         }
         log::error!(
@@ -226,14 +222,6 @@ impl Nic {
             self.name()
         );
         false
-    }
-
-    /// Whether configuration space itself says that the device may not master the bus.
-    fn master_is_off(&self) -> bool {
-        let mut command = [0xff; 2];
-        let read = self.device.config_read(PCI_COMMAND, &mut command);
-        let command = u16::from_le_bytes(command);
-        read.is_ok() && command != u16::MAX && command & PCI_COMMAND_MASTER == 0
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -10,11 +10,12 @@ use spinwake::port::{MacAddr, PortConfig, PortError, Queues, RxCounters, TxCount
 use super::config::NetConfig;
 use super::ctrl::{self, Command, Control, Rss};
 use super::filters::{Filters, Told};
-use super::irq::{Interrupts, Side};
+use super::irq::Interrupts;
 use super::nic::{Nic, Retired};
 use super::queue::{Hold, PciRx, PciTx};
 use super::transport::{NO_VECTOR, PciDoorbell, status};
 use super::{HEADERS, Options, STANDARD_MTU};
+use crate::vectors::Side;
 use crate::virtio::features::{Agreement, Features, agree};
 use crate::virtio::queue::{QueueSetup, RingHealth};
 use crate::virtio::ring::{RingKind, RingMemory};
